@@ -111,7 +111,9 @@ async def measured(app: Any, database: Database) -> Table:
         row = {"id": f"{running}.1", "job_id": running, "number": 1, "state": "running", "first_step": 0}
         session.execute(insert(Attempt).values(**row, created_at=database_now(session)))
     attempt = Client(app, sign_attempt_token(app.state.key_pair.private_pem, running, 1))
-    table = Table("A request takes", ("request", "Python calls", "ways to a thread", "statements"), left=1)
+    table = Table(
+        "A request takes", ("request", "Python calls", "switches to a thread", "statements"), left=1
+    )
     for name, ask in (("submit", submit), ("cancel", cancel), ("a report of 140 numbers", ingest)):
         for number in range(WARM_UP):
             await ask(number)

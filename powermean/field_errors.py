@@ -16,7 +16,7 @@ from powermean.contracts.api import FieldError
 
 _LONGEST_NAME = 60  # longer ones are compared with nothing: comparing takes time that grows with their length
 _MOST_KNOWN = 20  # names in a remedy
-_AS_JSON = "Send a JSON document with Content-Type: application/json."
+_AS_JSON = "Send a JSON object with Content-Type: application/json."
 
 Path = Sequence[str | int]
 

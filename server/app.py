@@ -71,9 +71,8 @@ def create_app(settings: Settings, sender: Sender | None = None) -> FastAPI:
         try:
             yield
         finally:
-            await run_in_threadpool(reports.close)
             await run_in_threadpool(stop_all, (*loops, sealing, presence))
-            for line in (named_things, submits, cancels):
+            for line in (named_things, submits, cancels, reports):
                 await run_in_threadpool(line.close)
             await events.stop()
             database.close()

@@ -1,6 +1,7 @@
-"""What arrives together is worked through together: by one thread, while the next ones gather."""
+"""Work in batches: one thread takes all that has gathered, while the next batch gathers."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,9 @@ from typing import Generic, TypeVar
 from server.db.session import DatabaseBusyError
 
 MOST = 64  # at once
+CLOSE_S = 10.0
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,22 +34,27 @@ class Batcher(Generic[T, R]):
         self._work = work
         self._line: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
         self._closed = False
+        self._last = threading.Lock()  # nothing gets into the line behind its end
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     async def ask(self, item: T) -> R | None:
         """The answer; None: the item has to go alone. Raises what `work` raises."""
-        if self._closed:
-            return None
         answer: asyncio.Future[R | None] = asyncio.get_running_loop().create_future()
-        self._line.put(_Waiting(item, answer))
+        with self._last:
+            if self._closed:
+                return None
+            self._line.put(_Waiting(item, answer))
         return await answer
 
     def close(self) -> None:
-        """End the thread when it has done what waits; from now on each goes alone."""
-        self._closed = True
-        self._line.put(None)
-        self._thread.join()
+        """End the thread when it has done what waits, for CLOSE_S at most; from now on each goes alone."""
+        with self._last:
+            self._closed = True
+            self._line.put(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            log.warning("the line of %s did not end within %.0f s", self._thread.name, CLOSE_S)
 
     def _run(self) -> None:
         while (first := self._line.get()) is not None:
@@ -53,7 +62,9 @@ class Batcher(Generic[T, R]):
             outcomes: Sequence[R | Exception | None]
             try:
                 outcomes = self._work([one.item for one in batch])
-            except DatabaseBusyError as error:  # for all the time that those behind have waited
+                if len(outcomes) != len(batch):
+                    raise RuntimeError(f"{len(outcomes)} answers for {len(batch)} items")
+            except DatabaseBusyError as error:  # those behind have waited just as long: they get it, too
                 batch += self._others()
                 outcomes = [error] * len(batch)
             except Exception as error:  # noqa: BLE001 - for those who wait: this thread goes on

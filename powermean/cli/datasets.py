@@ -8,7 +8,7 @@ import typer
 from powermean.cli.choosing import newest
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.cli.terminal import AsJson, connected, counted, note, say, say_json, say_table
 from powermean.contracts.api import DatasetList
 
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
@@ -34,7 +34,7 @@ def upload(
     if json_:
         say_json(dataset)
     else:
-        say(f"{dataset.id}  {dataset.rows} rows, fields: {', '.join(dataset.fields)}")
+        say(f"{dataset.id}  {counted(dataset.rows, 'row')}, fields: {', '.join(dataset.fields)}")
 
 
 @datasets.command("list")

@@ -14,7 +14,7 @@ from powermean.cli.models import download_model
 from powermean.cli.progress import TIMES, Run, clock, number, percent
 from powermean.cli.service import Port, dashboard_link, running, stay
 from powermean.cli.specs import Path_, load_spec
-from powermean.cli.terminal import plain_failures, say
+from powermean.cli.terminal import counted, plain_failures, say
 from powermean.client import Client
 from powermean.contracts.api import Job
 from powermean.contracts.job import JobSpec
@@ -114,7 +114,7 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
     say("")
     say(
         f"Held-out accuracy: {number(job.result.reward_before)} before, {number(job.result.reward_after)} "
-        f"after {job.result.steps} steps."
+        f"after {counted(job.result.steps, 'step')}."
     )
     say(
         f"From update {late} of a step on: p < 0.95 for {percent(run.late_mean('p/share_below_0.95'))} of "

@@ -18,6 +18,7 @@ from powermean.cli.terminal import (
     AsJson,
     complain,
     connected,
+    counted,
     note,
     plain_failures,
     say,
@@ -72,7 +73,7 @@ def validate(
     if json_:
         say_json(spec)
         return
-    say(f"{file}: valid ({spec.algorithm.name}, {spec.training.steps} steps)")
+    say(f"{file}: valid ({spec.algorithm.name}, {counted(spec.training.steps, 'step')})")
 
 
 def submit(
@@ -189,9 +190,9 @@ def described(job: Job) -> list[str]:
         f"{job.id}  {job.name}",
         f"{job.state}" + (f": {job.phase}" if job.phase else ""),
         f"project {job.project}, submitted {local_time(job.created_at)}"
-        + (f" by {job.created_by}" if job.created_by else ""),
+        + (f" by {who}" if (who := job.owner or job.created_by) else ""),
         f"priority {job.priority}"
-        + (f", gave way {job.preemptions} time{'s' * (job.preemptions > 1)}" if job.preemptions else ""),
+        + (f", gave way {counted(job.preemptions, 'time')}" if job.preemptions else ""),
         f"step {job.step}/{job.total_steps}, last reward {number(job.last_reward)}",
     ]
     lines += [f"forked from {job.forked_from}"] if job.forked_from else []
@@ -249,7 +250,7 @@ def finish_with(job: JobSummary) -> None:
 
 
 def reason(job: JobSummary) -> str:
-    """Why a job failed, in one or two lines."""
+    """Why a job failed: a line for each mistake, and the remedy."""
     if job.error is None:
         return f"no reason given; see `powermean logs {job.id}`"
     where = f"{job.error.path}: " if job.error.path else ""
@@ -321,13 +322,13 @@ def logs(
     empty = True
     with connected() as client:
         for part in client.log(job_id(client, job), attempt, follow=follow_it, node_rank=node_rank):
-            empty = empty and not part.text
+            empty = False
             if json_:
                 say_json(part, indent=None)
             else:
                 say(part.text, end="")
     if empty:
-        note("The log is empty: it begins when an attempt starts.")
+        note("The log is empty.")
 
 
 def download(

@@ -6,7 +6,7 @@ import typer
 
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, connected, note, say, say_json, say_table
+from powermean.cli.terminal import AsJson, connected, counted, note, say, say_json, say_table
 from powermean.contracts.pools import PoolView, Shape
 
 pool = typer.Typer(
@@ -61,9 +61,9 @@ def show(name: Name, json_: AsJson = False) -> None:
         say_json(found)
         return
     if found.shape is None:
-        say(f"{found.name}  {found.nodes} nodes that come by themselves: powermean nodes lists them")
+        say(f"{found.name}  nodes join by themselves, {found.nodes} so far: `powermean nodes` lists them")
         return
-    say(f"{found.name}  {found.kind}, {found.nodes} nodes, from {found.min} to {found.max}")
+    say(f"{found.name}  {found.kind}, {counted(found.nodes, 'node')}, from {found.min} to {found.max}")
     say(f"a node has {_shape(found.shape)}")
     _tell_error(found)
     say_table(

@@ -6,7 +6,17 @@ import typer
 
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
-from powermean.cli.terminal import AsJson, Sure, checked, confirm, connected, say, say_json, say_table
+from powermean.cli.terminal import (
+    AsJson,
+    Sure,
+    checked,
+    confirm,
+    connected,
+    counted,
+    say,
+    say_json,
+    say_table,
+)
 from powermean.contracts.identity import MemberRequest, NewProject, ProjectChange
 from powermean.contracts.storage import Retention
 from powermean.errors import PowermeanError
@@ -156,7 +166,7 @@ def retention(
         say_json(found)
         return
     for what, days in (("texts", found.texts_days), ("tokens", found.tokens_days), ("logs", found.logs_days)):
-        say(f"{what}: {'until deleted' if days is None else f'{days} days after the job'}")
+        say(f"{what}: {'until deleted' if days is None else counted(days, 'day') + ' after the job'}")
     best = ", the best" if found.checkpoints_best else ""
     last = found.checkpoints_last
     say(f"checkpoints: {'until deleted' if last is None else f'the last {last}{best} and pinned ones'}")

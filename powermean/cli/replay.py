@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from powermean.cli.choosing import ChosenJob, job_id
-from powermean.cli.terminal import FAILED, AsJson, complain, connected, note, say, say_json, say_table
+from powermean.cli.terminal import (
+    FAILED,
+    AsJson,
+    complain,
+    connected,
+    counted,
+    note,
+    say,
+    say_json,
+    say_table,
+)
 from powermean.client import Client
 from powermean.contracts.replays import (
     TOLERANCE,
@@ -186,7 +196,7 @@ def show_tokens(found: ReplayedTokens, *, as_json: bool) -> None:
     if as_json:
         say_json(found)
         return
-    say(f"trajectory {found.recorded.index}, {len(found.recorded.pieces)} tokens")
+    say(f"trajectory {found.recorded.index}, {counted(len(found.recorded.pieces), 'token')}")
     replayed = {one.update: one for one in found.replayed.updates}
     both = [one for one in found.recorded.updates if one.update in replayed]
     if not both:

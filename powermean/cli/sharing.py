@@ -7,7 +7,7 @@ import typer
 
 from powermean.cli.choosing import job_id
 from powermean.cli.progress import local_time
-from powermean.cli.terminal import AsJson, checked, connected, note, say, say_json, say_table
+from powermean.cli.terminal import AsJson, checked, connected, counted, note, say, say_json, say_table
 from powermean.cli.times import moment
 from powermean.client import Client
 from powermean.contracts.sharing import (
@@ -183,11 +183,6 @@ def _show_waiting(job: QueuedJob) -> None:
         say(f"starts about {local_time(job.starts_at)}" + (f", from {job.basis}" if job.basis else ""))
     else:
         say("when it starts is not known yet")
-
-
-def counted(count: int, noun: str = "job") -> str:
-    """The number with its noun."""
-    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def usage(

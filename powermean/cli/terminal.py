@@ -167,7 +167,12 @@ def say_table(
         console.print(made, soft_wrap=True)
     _write(sys.stdout, "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
     if not rows:
-        note("None.")
+        note("Nothing to show." if title is None else f"{title.strip()}: nothing to show.")
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """The number with its noun."""
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def confirm(yes: bool, question: str) -> None:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from powermean.calls import ApiError, ServerUnreachableError
 from powermean.cli.progress import number
-from powermean.cli.sharing import counted
 from powermean.cli.terminal import (
     AsJson,
     connected,
+    counted,
     is_live,
     output,
     say_json,

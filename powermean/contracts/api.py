@@ -93,7 +93,9 @@ class JobSummary(Contract):
     finished_at: datetime | None = None
     error: JobError | None = None
     ended_by: str | None = Field(None, description="The limit that ended it early, in words.")
-    owner: str | None = Field(None, description="Name of the submitter, in a list of jobs.")
+    owner: str | None = Field(
+        None, description="Name of the submitter, in a list of jobs and in the answer of `GET /v1/jobs/{id}`."
+    )
     created_by: str | None = Field(None, description="The submitter's id.")
 
 

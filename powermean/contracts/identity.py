@@ -26,7 +26,7 @@ class NewProject(Contract):
 
     name: ProjectName = Field(
         description="What specs and commands call it: up to 63 lower-case letters, digits and hyphens, "
-        "no hyphen first; it never changes."
+        "and no hyphen first. It never changes."
     )
     title: Name | None = Field(None, description="What pages call it; default: the name.")
 

@@ -42,24 +42,26 @@ def waiting_job(
 def checkers(stored: str, living: Sequence[NodeCapacity], offline: Sequence[NodeCapacity]) -> list[str]:
     """The live nodes that may check a job of this demand: those that could run it, since nodes differ.
 
-    None while all nodes that could run it are offline, closed, or their disks full. If no node ever could,
-    the nearest live ones that know its fields may check it: their errors say what is missing.
+    Empty while all nodes that could run it are offline, closed, or their disks full. If no node ever could,
+    the nearest ones check it that know its fields: their errors say what is missing.
     """
-    asked = waiting_job("", stored, None)
-    able = [node for node in living if could_run(asked, node)]
-    if not able and any(could_run(asked, node) for node in offline):
-        return []
+    asked, known = waiting_job("", stored, None), [*living, *offline]
+    able = [node for node in known if could_run(asked, node)] or _nearest(asked, known)
+    ids = {node.id for node in able}
     return [
         node.id
-        for node in able or _nearest(asked, living)
-        if node.full_disk is None and node.closed is None and node.revision >= asked.revision
+        for node in living
+        if node.id in ids
+        and node.full_disk is None
+        and node.closed is None
+        and node.revision >= asked.revision
     ]
 
 
 def _nearest(job: WaitingJob, nodes: Sequence[NodeCapacity]) -> list[NodeCapacity]:
     """Those with the most of the GPUs that it asks for.
 
-    Where nodes have GPUs, one without any would fail a job for good that can wait for another type or label.
+    A node without GPUs would fail for good a job that could wait for another type or label.
     """
     wanted = job.gpus + job.rollout_gpus
     most = max((min(node.gpus, wanted) for node in nodes), default=0)

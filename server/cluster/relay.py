@@ -99,7 +99,7 @@ class Relay:
 
 
 def _not_held(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Such messages that nobody else is changing: whoever settles several may wait for one of these."""
+    """Those that no other transaction has locked: one that settles several could wait for us, too."""
     return Outbox.id.in_(select(Outbox.id).where(*conditions).with_for_update(skip_locked=True))
 
 

@@ -59,7 +59,7 @@ def named_in(session: Session, parameters: Mapping[str, object]) -> Named | None
 
 
 class NamedThings:
-    """The line of those who name something: look-ups that arrive together are one question for each kind."""
+    """Looks up what paths name, in batches: one query for each kind."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

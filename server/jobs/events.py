@@ -183,8 +183,7 @@ def fenced_report(session: Session, attempt_id: str, claims: AttemptClaims) -> F
 def fenced_reports(session: Session, attempts: Mapping[str, str]) -> dict[str, FencedJob]:
     """fenced_report() for an attempt of each job (job id -> attempt id), without those that may not write.
 
-    A job that somebody else has locked is left out, too. So this waits for nobody, and can't be in a circle
-    of those who wait for each other.
+    A job that somebody else has locked is left out, too: this waits for nobody.
     """
     connection = session.connection()
     jobs = connection.execute(_LOCK_FREE, {"job_ids": [*attempts]}).all()

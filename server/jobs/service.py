@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from powermean.allowed_models import AllowedModels, allowed_model, refusal
@@ -20,7 +21,7 @@ from powermean.contracts.names import VALIDATE_TASK
 from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.inserts import insert_new
-from server.db.models import Job
+from server.db.models import Job, Person
 from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
 from server.errors import ConflictError, ForbiddenError, InvalidInputError
@@ -195,8 +196,10 @@ def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
 
 
 def show(session: ScopedSession, job_id: str) -> JobView:
-    """A job with its spec, attempts and result."""
-    return _view(session, repository.get_job(session, job_id))
+    """A job with its spec, attempts, result and its submitter's name."""
+    job = repository.get_job(session, job_id)
+    owner = session.scalar(select(Person.name).where(Person.id == job.created_by))
+    return _view(session, job).model_copy(update={"owner": owner})
 
 
 def _view(session: Session, job: Job) -> JobView:

@@ -1,6 +1,6 @@
 """Submits that arrive together are stored together.
 
-`accept` takes those that nothing speaks against as far as one look at the database can say. Whatever is left
+`accept` takes those to which one look at the database finds no objection. Whatever is left
 open (a fork, a dataset, a secret, a limit on storage, a key that was used before, anything to refuse) is for
 service.submit, in a transaction of its own.
 """
@@ -58,7 +58,7 @@ class Submission:
 def accept(
     session: Session, submissions: Sequence[Submission], allowed: AllowedModels
 ) -> list[Submitted | None]:
-    """Store those that nothing speaks against; None: service.submit has to look closer."""
+    """Store those to which there is no objection; None: service.submit has to look closer."""
     answers: list[Submitted | None] = [None] * len(submissions)
     now = database_now(session, LOCK_MS)
     usual = [place for place, one in enumerate(submissions) if one.usual(allowed)]

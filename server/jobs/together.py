@@ -11,7 +11,9 @@ from server.audit import journal
 from server.batcher import Batcher
 from server.db.session import Database
 
-LOCK_MS = 500  # whoever waits for longer for others' locks goes alone
+# Whoever waits for longer for others' locks goes alone. It is less than Postgres takes (deadlock_timeout) to
+# see that two transactions wait for each other, and to end either.
+LOCK_MS = 500
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Together(Generic[C, R]):
     def __init__(
         self, name: str, database: Database, accept: Callable[[Session, Sequence[C]], list[R | None]]
     ) -> None:
-        """`accept` makes those that nothing speaks against; for the others its answer is None."""
+        """`accept` makes the changes that it has no objection to, and answers None for the rest."""
         self._name = name
         self._database = database
         self._accept = accept

@@ -296,7 +296,7 @@ def _last_values(
 def _points(
     merged: Mapping[str, Sequence[_Merged]], last_values: Mapping[tuple[str, int], float | None]
 ) -> dict[str, list[dict[str, Any]]]:
-    """The points' fields, all of them: for a reader it makes no difference whether a model wrote them."""
+    """All fields of the points, so that the JSON is the model's."""
     found = {name: [_point(one) for one in series] for name, series in merged.items()}
     for (name, _), value in last_values.items():
         last = found[name][-1]

@@ -18,9 +18,11 @@ from powermean.contracts.trajectories import TrajectoryBatch, TrajectoryRow
 from powermean.tokens import AttemptClaims
 from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, TrajectoryStep
 from server.db.packing import pack
+from server.db.session import database_now
 from server.errors import InvalidInputError
 from server.jobs.events import FencedJob, advance, append_event, fenced_job, fenced_report
 from server.jobs.progress import progress
+from server.jobs.together import LOCK_MS
 from server.metrics.blocks import is_due, rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number
@@ -74,7 +76,7 @@ def ingest_new_steps(session: Session, reported: Sequence[Reported]) -> None:
 
 
 def is_new(job: FencedJob, rows: Sequence[MetricRow]) -> bool:
-    """Whether nothing speaks against these rows, and the job has none of their steps or later ones yet."""
+    """Whether these rows are right, and the job has none of their steps or later ones yet."""
     first = min({row.step for row in rows}, default=-1)
     last = -1 if job.newest_step is None else job.newest_step
     return first > last and first >= job.first_step and _are_right(job, rows)
@@ -186,15 +188,18 @@ def _arrays(rows: Sequence[tuple[Any, ...]]) -> dict[str, str]:
 
 def _take_note(session: Session, reported: Sequence[Reported]) -> None:
     """Bring what follows from stored rows up to date: blocks, the jobs' rows, and their events' numbers."""
-    advanced, reports = [], []
+    advanced, reports, due = [], [], []
     for job, rows in reported:
         steps = {row.step for row in rows}
         first, last = min(steps), max(steps)
         if is_due(job, first, last):
-            attempt = session.get_one(Attempt, f"{job.job_id}.{job.number}")
-            summarise(session, attempt, first, last)
+            due.append((f"{job.job_id}.{job.number}", first, last))
         advanced.append((job, progress(job.step, rows)))
         reports.append({"job_id": job.job_id, "seq": job.next_seq, "first_step": first, "last_step": last})
+    if len(due) > 1:  # a leader that begins may wait for one of these attempts, and have another
+        database_now(session, LOCK_MS)
+    for attempt_id, first, last in due:
+        summarise(session, session.get_one(Attempt, attempt_id), first, last)
     advance(session, advanced)
     session.connection().execute(_INSERT_REPORT, reports)
 

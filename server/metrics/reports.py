@@ -18,7 +18,7 @@ from server.db.session import Database
 from server.jobs.events import fenced_reports
 from server.metrics.ingest import ingest_metrics, ingest_new_steps, is_new
 
-MOST_ROWS = 500  # of a report: those behind a larger one would wait for it
+MOST_ROWS = 500  # larger reports are stored alone, so that they hold up no others
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Report:
 
 
 def accept(session: Session, reports: Sequence[Report]) -> list[bool]:
-    """Store those that nothing speaks against; whether each is stored. Of each job one at most."""
+    """Store those to which there is no objection; whether each is stored. Of each job one at most."""
     places: dict[str, int] = {}
     for place, one in enumerate(reports):
         if one.attempt_id == one.claims.attempt_id:

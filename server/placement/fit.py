@@ -95,7 +95,10 @@ def alike(ask: Ask, several: bool, nodes: Iterable[NodeCapacity]) -> tuple[Ask, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """An ask, and the nodes that could hold the gang's parts if they were empty. An index has one of each."""
+    """An ask, and the nodes that could hold the gang's parts if they were empty.
+
+    An index has one of each, so they are compared by identity: never use one with another index.
+    """
 
     ask: Ask
     gpus: int

@@ -21,8 +21,7 @@ def places(waiting: Sequence[WaitingJob], rules: Rules) -> dict[str, Place]:
     A job that gave way returns to the place that it had when it was first queued, but stays behind those of
     higher priority that waited when it returned. Else it could take back what it left to one of them.
     """
-    point = rules.point_s
-    found = {job.id: (job.queued_at - point * job.value, job.id) for job in waiting}
+    found = {job.id: place_of(job, job.queued_at, rules) for job in waiting}
     returning = [job for job in waiting if job.first_queued_at is not None]
     queued: dict[str, dict[int, list[float]]] = {job.project: defaultdict(list) for job in returning}
     for job in waiting if returning else ():

@@ -83,7 +83,7 @@ class Ledger:
     def is_guaranteed(self, job: WaitingJob) -> bool:
         """Whether the project's quota still covers the job."""
         account = self.of(job)
-        return account.used < account.quota and account.used + job.amount <= account.quota
+        return account.used + job.amount <= account.quota
 
     def is_coverable(self, job: WaitingJob) -> bool:
         """Whether the project's quota covers the job once others have left."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.demo import POWERMEAN, REPOSITORY, environment, processes_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -25,11 +25,11 @@ def test_a_demo_that_is_stopped_leaves_no_process(how: signal.Signals, tmp_path:
                 break
         assert processes_of(home)
         process.send_signal(how)
-        assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=120) != 0
     finally:
         process.kill()
         process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while processes_of(home) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(home) == []

@@ -97,7 +97,7 @@ def test_json_that_was_not_sent_as_json_is_told_how_to_be_sent() -> None:
     for data in ('{"name": "x"}', b"name=x"):
         (said,) = told(JobSpec, data)
         assert said.startswith(
-            ": must be a mapping of fields to values (Send a JSON document with Content-Type"
+            ": must be a mapping of fields to values (Send a JSON object with Content-Type"
         )
     assert told(JobSpec, [1]) == [": must be a mapping of fields to values"]
 

@@ -54,4 +54,4 @@ def test_a_pool_with_its_pilots(server: ScriptedServer) -> None:
 
 def test_the_nodes_that_come_by_themselves(server: ScriptedServer) -> None:
     server.on("GET /v1/pools/local", Answer(body=LOCAL.model_dump_json().encode()))
-    assert "3 nodes that come by themselves" in powermean("pool", "show", "local").stdout
+    assert "nodes join by themselves, 3 so far" in powermean("pool", "show", "local").stdout

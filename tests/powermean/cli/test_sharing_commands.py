@@ -75,12 +75,12 @@ def test_the_queue_with_reasons_and_others_counted(server: ScriptedServer) -> No
     assert "needs 2 GPUs; <b>n3</b> has 1" in result.stdout
     assert "7 jobs of other projects wait too" in result.stderr
     assert "2 jobs more" in result.stderr
-    assert "None." not in result.stderr
+    assert "Nothing to show." not in result.stderr
 
 
 def test_an_empty_queue_says_so(server: ScriptedServer) -> None:
     answers(server, "GET /v1/queue", Queue(items=(), others=0))
-    assert powermean("queue").stderr == "None.\n"
+    assert powermean("queue").stderr == "Nothing to show.\n"
 
 
 def test_one_waiting_job_in_full(server: ScriptedServer) -> None:

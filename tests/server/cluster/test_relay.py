@@ -98,11 +98,14 @@ def test_a_check_goes_to_nodes_that_could_run_the_job_if_there_are_any(service: 
     assert {queue for _, queue, _ in service.sender.sent} == {node_queue(name) for name in able}
 
 
-def test_a_check_waits_for_the_silent_node_that_alone_could_run_the_job_and_says_so(service: ServiceDriver):
+@pytest.mark.parametrize("more", [{}, {"gpu_type": "B200"}], ids=["could run it", "is the nearest"])
+def test_a_check_waits_for_the_silent_node_that_alone_could_run_the_job_and_says_so(
+    service: ServiceDriver, more: dict[str, str]
+):
     service.report("gpu", gpus=1)
     silence_node(service, "gpu")
     service.report("cpu")
-    job_id = service.submit(resources={"gpus": 1})
+    job_id = service.submit(resources={"gpus": 1} | more)
     service.relay.turn()
     service.scheduler.turn()
     assert service.sender.sent == []
