@@ -21,7 +21,7 @@ from server.db.models import Attempt, Job
 from server.db.session import Database
 
 ROWS_A_SECOND = 20_000.0
-PACED_ROWS = 10_000.0  # a second: what 65 jobs send, with a step a second each
+PACED_ROWS = 20_000.0  # a second: what 130 jobs send, with a step a second each
 INGEST_P99_MS = 100.0
 HISTORY_MS = 600.0
 HISTORY_KB = 500.0
@@ -88,7 +88,7 @@ def ingest(service: Service, tiny: bool) -> Iterator[Figure]:
     yield Figure("report: CPU of the server", 1e3 * used / timings.requests, "ms each")
     yield from timings.figures("report", INGEST_P99_MS, None)
     paced = at_once(posts(each), each, PACED_ROWS / rows)
-    yield from paced.figures(f"report, {PACED_ROWS:,.0f} rows a second", INGEST_P99_MS, None)
+    yield from paced.figures(f"report, {PACED_ROWS:,.0f} rows a second", INGEST_P99_MS, 0.98 * PACED_ROWS / rows)
 
 
 def history(service: Service, tiny: bool) -> Iterator[Figure]:
