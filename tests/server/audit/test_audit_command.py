@@ -48,7 +48,7 @@ def test_the_list(served: ServiceDriver) -> None:
     assert "POST /v1/jobs" in of_project[1]
     (refused,) = json.loads(powermean("audit", "list", "--refused", "--json").output)["items"]
     assert refused["status"] == 403
-    assert powermean("audit", "list", "--until", "2020-01-01").output.count("\n") == 1
+    assert powermean("audit", "list", "--until", "2020-01-01").stdout.count("\n") == 1
     few = powermean("audit", "list", "--limit", "2")
     assert "There are more entries" in few.stderr
 
