@@ -322,7 +322,7 @@ def test_logs_prints_all_parts(server: ScriptedServer) -> None:
     assert powermean("logs", "job-a", "--node-rank", "1").exit_code == 0
     assert "node_rank=1" in server.requests[-1][0]
     server.on("GET /v1/jobs/job-a/logs", Answer(body=json.dumps(answers[-1]).encode()))
-    assert powermean("logs", "job-a").stderr == "The log is empty: it begins when an attempt starts.\n"
+    assert powermean("logs", "job-a").stderr == "The log is empty.\n"
 
 
 def test_download_verifies(server: ScriptedServer, tmp_path: Path) -> None:

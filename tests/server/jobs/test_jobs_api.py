@@ -66,7 +66,8 @@ def test_a_submitted_job_is_accepted_with_its_address(service: ServiceDriver):
     job = service.person.get(answer.headers["location"]).json()
     assert job["state"] == "validating"
     assert job["spec"]["algorithm"]["name"] == "pmpo"
-    assert job | {"deprecations": []} == answer.json()
+    assert (job["owner"], job["created_by"]) == ("administrator", "person-administrator")
+    assert job | {"deprecations": [], "owner": None} == answer.json()
 
 
 def test_one_key_is_one_job(service: ServiceDriver):

@@ -171,12 +171,11 @@ def test_a_pause_that_is_taken_back_queues_the_job_again(service: ServiceDriver)
 
 def test_repeats_have_no_effect(service: ServiceDriver):
     attempt, job_id = paused(service)
-    before = service.job(job_id)
-    assert Job.model_validate(ask(service, job_id, "pause")) == before
+    before = ask(service, job_id, "pause")
+    assert ask(service, job_id, "pause") == before
     attempt.finish("checkpointed")
-    ask(service, job_id, "resume")
-    before = service.job(job_id)
-    assert Job.model_validate(ask(service, job_id, "resume")) == before
+    before = ask(service, job_id, "resume")
+    assert ask(service, job_id, "resume") == before
 
 
 def test_a_job_that_is_ending_is_not_paused(service: ServiceDriver):

@@ -44,7 +44,9 @@ def test_submits_and_cancels_share_the_threads_of_their_lines(
     assert len(cancelled) == asks_redis(service), cancelled
 
 
-def test_a_report_waits_in_its_line_and_goes_to_no_thread_of_its_own(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
+def test_a_report_waits_in_its_line_and_goes_to_no_thread_of_its_own(
+    service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
+):
     attempt = service.running()
     with ways(monkeypatch) as reported:
         attempt.post("metrics", {"rows": [{"step": 1, "name": "reward", "value": 0.5}]})
