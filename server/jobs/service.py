@@ -152,7 +152,7 @@ def _repeated(session: ScopedSession, earlier: Job, job: Job) -> Submitted:
             f"the Idempotency-Key was used for job {earlier.id} with a different spec",
             remedy="Use a new key for a different spec.",
         )
-    return Submitted(show(session, earlier.id), new=False)
+    return Submitted(_view(session, earlier), new=False)
 
 
 def check_model(name: str | None, allowed: AllowedModels) -> None:

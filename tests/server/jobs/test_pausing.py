@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from powermean.contracts.api import Job, JobState
+from powermean.contracts.api import JobState
 from server.db.session import database_now
 from server.jobs.attempts import order_stop
 from server.jobs.events import lock_job
