@@ -25,6 +25,8 @@ from tests.support.helm import CHART, find_helm, render, run
 from tools import make_secrets
 from worker.settings import NodeSettings
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = CHART.parents[1]
 OLDEST, NEWEST = "1.29", "1.37"
 POOL = {
@@ -93,14 +95,12 @@ def claims(pod: dict[str, Any]) -> set[str]:
     return {claim["claimName"] for claim in found if claim}
 
 
-@pytest.mark.slow
 def test_helm_finds_nothing_to_criticise(helm: Path) -> None:
     done = run(helm, "lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout
     assert "[WARNING]" not in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_manifests_follow_the_published_schemas(
     version: str, helm: Path, everything: list[dict[str, Any]], least: list[dict[str, Any]]
@@ -121,7 +121,6 @@ def test_the_chart_asks_for_what_was_validated() -> None:
     assert values["image"]["server"].endswith(f":{version}")
 
 
-@pytest.mark.slow
 def test_every_variable_is_a_setting_of_the_program_that_reads_it(
     everything: list[dict[str, Any]], least: list[dict[str, Any]]
 ) -> None:
@@ -139,7 +138,6 @@ def test_every_variable_is_a_setting_of_the_program_that_reads_it(
     assert seen == set(SETTINGS)
 
 
-@pytest.mark.slow
 def test_secrets_come_as_files_that_make_secrets_writes(
     everything: list[dict[str, Any]], tmp_path: Path
 ) -> None:

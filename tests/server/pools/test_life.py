@@ -14,6 +14,8 @@ from server.settings import Settings
 from tests.support.elastic import Elastic, elastic_of
 from tests.support.service_driver import ServiceDriver, error_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
@@ -48,7 +50,6 @@ def test_one_that_comes_back_after_it_was_given_up_is_ended_and_a_stranger_is_no
     assert error_of(attempt.beat())["code"] == "fenced"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("reason", ["TIMEOUT", "CANCELLED", "PREEMPTED"])
 def test_a_revoked_allocation_frees_at_once_and_costs_no_restart(elastic: Elastic, reason: str):
     attempt = elastic.running()
@@ -65,7 +66,6 @@ def test_a_revoked_allocation_frees_at_once_and_costs_no_restart(elastic: Elasti
     assert len(elastic.engine.orders) == 2  # for the job, which waits again
 
 
-@pytest.mark.slow
 def test_a_node_that_failed_counts_as_a_restart(elastic: Elastic):
     attempt = elastic.running()
     elastic.engine.end("1", "NODE_FAIL")
@@ -82,7 +82,6 @@ def test_a_pilot_is_gone_when_its_engine_has_left_it_out_twice(elastic: Elastic)
     assert "does not know it any more" in elastic.job(attempt.claim.job_id).attempts[0].error.message
 
 
-@pytest.mark.slow
 def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: Elastic):
     attempt = elastic.running()
     elastic.engine.pilots["1"] = replace(elastic.engine.pilots["1"], reason="Deleted", revoked=True)
@@ -96,7 +95,6 @@ def test_what_its_engine_was_ending_costs_no_restart_when_it_is_gone(elastic: El
     assert elastic.restarts(attempt.claim.job_id) == 0
 
 
-@pytest.mark.slow
 def test_nothing_starts_on_a_node_that_was_let_go_before_it_reported(elastic: Elastic):
     job_id = elastic.queued()
     elastic.turn()

@@ -18,6 +18,8 @@ from server.pools.turn import Pools, PoolTurn, Undeclared
 from tests.support.elastic import ON_POOL, Elastic, elastic_of
 from tests.support.service_driver import ServiceDriver
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_node_is_asked_for_once_when_a_job_waits(elastic: Elastic):
     assert elastic.engine.orders == []
@@ -35,7 +37,6 @@ def test_a_node_is_asked_for_once_when_a_job_waits(elastic: Elastic):
     assert (shown["kind"], shown["reason"]) == ("starting", elastic.job(job_id).phase)
 
 
-@pytest.mark.slow
 def test_a_spec_that_no_living_node_may_check_brings_a_node(elastic: Elastic):
     job_id = elastic.service.submit(**ON_POOL)
     elastic.turn()
@@ -143,7 +144,6 @@ def test_nothing_changes_while_the_engine_is_away(elastic: Elastic):
     assert len(elastic.engine.orders) == 2
 
 
-@pytest.mark.slow
 def test_a_refused_order_is_told_and_not_repeated_at_once(elastic: Elastic):
     elastic.engine.refuses = "sbatch: invalid partition specified: gpux"
     job_id = elastic.queued()
@@ -169,7 +169,6 @@ def test_pilots_that_never_become_nodes_are_asked_for_more_and_more_slowly(elast
     assert len(elastic.engine.orders) == 2
 
 
-@pytest.mark.slow
 def test_a_gang_s_nodes_come_together_or_those_that_came_are_used_or_go(service: ServiceDriver):
     elastic = elastic_of(service, pending_deadline_s=3600)
     gang = elastic.queued(resources={"nodes": 2, "node_labels": {"pool": "cpu"}})
@@ -272,7 +271,6 @@ def test_people_see_the_pools(elastic: Elastic):
     assert elastic.service.person.get("/v1/pools/gone").status_code == 404
 
 
-@pytest.mark.slow
 def test_a_pool_that_the_file_declares_no_more_is_forgotten(elastic: Elastic):
     attempt = elastic.running()
     elastic.queued()

@@ -147,6 +147,7 @@ def test_each_shape_scores_as_one_trajectory_a_row(
 PADDED = ["capped", "window", "recurrent", "alibi", "own attention", "own attention, with SDPA"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [*PADDED, "tied"])
 @at_most(10)
 @given(rows=trajectories())
