@@ -15,7 +15,7 @@ HOSTILE = '<script>alert("x")</script>'
 
 
 def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
-    job = api.add_job()
+    job = api.add_job(owner="ada")
     job.metrics(
         [
             {"step": 2, "update": -1, "name": "reward", "value": 0.5},
@@ -28,6 +28,7 @@ def test_a_running_job(browser: TestClient, api: FakeApi) -> None:
     header = page.one("section", id="job-header")
     assert header.attributes["hx-get"] == "/jobs/job-a/part/header"
     assert "about 1 min 15 s" in page.one("section", id="facts").words
+    assert " by ada" in page.one("section", id="facts").words
     told = json.loads(page.one("script", id="job-data").text)
     assert (told["updates"], told["minibatches"], told["onPolicy"]) == (4, 2, False)
     charts = parse(browser.get("/jobs/job-a/charts").text)
