@@ -27,14 +27,14 @@ class _Waiting(Generic[T, R]):
 
 
 class Batcher(Generic[T, R]):
-    """A line and its thread, which hands all that wait to `work` at once."""
+    """A queue and its thread, which hands all that wait to `work` at once."""
 
     def __init__(self, name: str, work: Callable[[Sequence[T]], Sequence[R | None]]) -> None:
         """`work` gives an answer for each item, None where the item has to go alone."""
         self._work = work
-        self._line: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Waiting[T, R] | None] = SimpleQueue()
         self._closed = False
-        self._last = threading.Lock()  # nothing gets into the line behind its end
+        self._last = threading.Lock()  # nothing gets into the queue behind its end
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -44,20 +44,20 @@ class Batcher(Generic[T, R]):
         with self._last:
             if self._closed:
                 return None
-            self._line.put(_Waiting(item, answer))
+            self._queue.put(_Waiting(item, answer))
         return await answer
 
     def close(self) -> None:
         """End the thread when it has done what waits, for CLOSE_S at most; from now on each goes alone."""
         with self._last:
             self._closed = True
-            self._line.put(None)
+            self._queue.put(None)
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
-            log.warning("the line of %s did not end within %.0f s", self._thread.name, CLOSE_S)
+            log.warning("the thread of %s did not end within %.0f s", self._thread.name, CLOSE_S)
 
     def _run(self) -> None:
-        while (first := self._line.get()) is not None:
+        while (first := self._queue.get()) is not None:
             batch = [first, *self._others(MOST - 1)]
             outcomes: Sequence[R | Exception | None]
             try:
@@ -78,11 +78,11 @@ class Batcher(Generic[T, R]):
         found: list[_Waiting[T, R]] = []
         while most is None or len(found) < most:
             try:
-                one = self._line.get_nowait()
+                one = self._queue.get_nowait()
             except Empty:
                 break
             if one is None:
-                self._line.put(None)  # the end comes after these
+                self._queue.put(None)  # the end comes after these
                 break
             found.append(one)
         return found

@@ -55,7 +55,7 @@ def demo(
             training = spec.training
             say(
                 f"Job {job.id}: {spec.model.name or spec.model.folder}, {spec.algorithm.name}, "
-                f"{training.steps} steps of "
+                f"{counted(training.steps, 'step')} of "
                 f"{training.prompts_per_step} x {spec.rollout.group_size} completions, "
                 f"{training.minibatches} minibatches x {training.epochs} epochs"
             )

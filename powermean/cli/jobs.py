@@ -267,7 +267,7 @@ def cancel(job: ChosenJob, json_: AsJson = False) -> None:
     """
     with connected() as client:
         found = client.cancel_job(job_id(client, job))
-    how = found.state if found.state is JobState.CANCELLED else f"has ended before: {found.state}"
+    how = found.state if found.state is JobState.CANCELLED else f"had ended already: {found.state}"
     _tell(found, how if found.state.final else "is being cancelled", json_)
 
 

@@ -90,6 +90,6 @@ def _tell_error(one: PoolView) -> None:
 
 def _shape(shape: Shape) -> str:
     """`8 H100 GPUs, 1 CPU slot`."""
-    parts = [f"{shape.gpus} {shape.gpu_type} GPUs".replace("  ", " ")] if shape.gpus else []
-    parts.append(f"{shape.cpu_slots} CPU slot{'s' * (shape.cpu_slots != 1)}")
+    parts = [counted(shape.gpus, f"{shape.gpu_type} GPU".strip())] if shape.gpus else []
+    parts.append(counted(shape.cpu_slots, "CPU slot"))
     return ", ".join(parts)

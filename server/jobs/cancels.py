@@ -18,9 +18,9 @@ from server.audit import journal
 from server.db.models import Job
 from server.db.session import Database, changes, database_now
 from server.identity.callers import Caller
+from server.jobs.batched_writes import LOCK_MS, BatchedWrites
 from server.jobs.events import state_events
 from server.jobs.states import summary_data
-from server.jobs.together import LOCK_MS, Together
 from server.jobs.views import job_view
 
 _JOBS = cast(Table, Job.__table__).c
@@ -67,7 +67,7 @@ class Cancellation:
         return (visible is None or project in visible) and self.caller.may("job.change", project, owner)
 
 
-Cancels = Together[Cancellation, JobView]
+Cancels = BatchedWrites[Cancellation, JobView]
 
 
 def accept(session: Session, wanted: Sequence[Cancellation]) -> list[JobView | None]:
@@ -92,4 +92,4 @@ def accept(session: Session, wanted: Sequence[Cancellation]) -> list[JobView | N
 
 def line_of_cancels(database: Database) -> Cancels:
     """Where cancels gather."""
-    return Together("cancels", database, accept)
+    return BatchedWrites("cancels", database, accept)

@@ -21,10 +21,10 @@ from server.db.models import Job
 from server.db.session import Database, database_now
 from server.identity.callers import Caller
 from server.jobs import priorities
+from server.jobs.batched_writes import LOCK_MS, BatchedWrites
 from server.jobs.events import first_events
 from server.jobs.service import ONE_OF_A_KEY, Submitted, new_row
 from server.jobs.states import summary_data
-from server.jobs.together import LOCK_MS, Together
 from server.jobs.views import job_view
 
 
@@ -94,7 +94,7 @@ class Submits:
 
     def __init__(self, database: Database, allowed: AllowedModels) -> None:
         self._allowed = allowed
-        self._line: Together[Submission, Submitted] = Together(
+        self._line: BatchedWrites[Submission, Submitted] = BatchedWrites(
             "submits", database, lambda session, wanted: accept(session, wanted, allowed)
         )
 

@@ -3,14 +3,14 @@
 from collections import defaultdict
 
 from powermean.contracts.health import JobHealth
-from powermean.contracts.metrics import Point, Series
+from powermean.contracts.metrics import MetricsHistory, Point, Series
 from powermean.health import health
 from powermean.health_rules import NAMES, PEAKS, WINDOW, StepValues
 from powermean.means import late_mean
 from server.db.scoped import ScopedSession
 from server.jobs.repository import find_job
 from server.jobs.stored_spec import minibatches
-from server.metrics.history import metrics_history
+from server.metrics.history import history_fields
 
 MAX_POINTS = 4096  # per series; beyond that points are merged, and a peak is their extreme
 
@@ -21,7 +21,8 @@ def job_health(session: ScopedSession, job_id: str) -> JobHealth:
     Raises NotFoundError if there is no such job.
     """
     job = find_job(session, job_id)
-    history = metrics_history(session, job_id, NAMES, max(1, job.step - WINDOW + 1), None, MAX_POINTS)
+    first = max(1, job.step - WINDOW + 1)
+    history = MetricsHistory.model_validate(history_fields(session, job_id, NAMES, first, None, MAX_POINTS))
     by_step = {one.name: _by_step(one, minibatches(job.spec)) for one in history.series}
     return health(by_step, job.algorithm)
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from pydantic_core import to_json
 from sqlalchemy import BigInteger, ColumnElement, Integer, Select, case, cast, func, literal_column, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from powermean.contracts.metrics import METRICS, MetricsHistory
+from powermean.contracts.metrics import METRICS
 from server.db.models import Job, Metric, MetricBlock
 from server.db.scoped import ScopedSession
 from server.jobs.counting import Share, counts, shares
@@ -29,40 +28,7 @@ _BY_STEP = frozenset(name for name, info in METRICS.items() if info.level == "st
 _DIGITS = "%.6g"  # of merged points
 
 
-def metrics_history(
-    session: ScopedSession,
-    job_id: str,
-    names: Sequence[str],
-    from_step: int | None,
-    to_step: int | None,
-    max_points: int,
-) -> MetricsHistory:
-    """The series `names` (if empty: all) over [from_step, to_step], with at most `max_points` points each.
-
-    A merged point has the place of its last step and update, the mean as its value, and the extremes as low
-    and high, to six digits. A series' last point has its own value, so the stream continues it exactly. The
-    history is complete up to `seq`, which is read first; newer points may be included too, and the stream
-    then repeats them.
-
-    Raises NotFoundError if there is no such job.
-    """
-    return MetricsHistory.model_validate(_history(session, job_id, names, from_step, to_step, max_points))
-
-
-def history_json(
-    session: ScopedSession,
-    job_id: str,
-    names: Sequence[str],
-    from_step: int | None,
-    to_step: int | None,
-    max_points: int,
-) -> bytes:
-    """metrics_history() in JSON, without a model for each point."""
-    found = _history(session, job_id, names, from_step, to_step, max_points)
-    return to_json(found, inf_nan_mode="null")
-
-
-def _history(
+def history_fields(
     session: ScopedSession,
     job_id: str,
     names: Sequence[str],
@@ -70,7 +36,17 @@ def _history(
     to_step: int | None,
     max_points: int,
 ) -> dict[str, Any]:
-    """The fields of a MetricsHistory."""
+    """The fields of a MetricsHistory: `names` (if empty: all) over [from_step, to_step], thinned out.
+
+    A series has at most `max_points` points. A merged point has the place of its last step and update, the
+    mean as its value, and the extremes as low and high, to six digits. A series' last point has its own
+    value, so the stream continues it exactly. The history is complete up to `seq`, which is read first; newer
+    points may be included too, and the stream then repeats them.
+
+    These are no models: a model for each of 26,000 points costs more than the JSON of all.
+
+    Raises NotFoundError if there is no such job.
+    """
     job = session.execute(select(Job.seq, Job.spec).where(Job.id == job_id)).one_or_none()
     if job is None:
         raise no_job(job_id)

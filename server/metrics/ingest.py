@@ -20,9 +20,9 @@ from server.db.models import MAX_INTEGER, Attempt, Job, Metric, MetricReport, Tr
 from server.db.packing import pack
 from server.db.session import database_now
 from server.errors import InvalidInputError
+from server.jobs.batched_writes import LOCK_MS
 from server.jobs.events import FencedJob, advance, append_event, fenced_job, fenced_report
 from server.jobs.progress import progress
-from server.jobs.together import LOCK_MS
 from server.metrics.blocks import is_due, rebuild, summarise
 
 UPDATES = 1 << 20  # more than any step has; history packs (step, update) into one number

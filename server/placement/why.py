@@ -11,7 +11,7 @@ from functools import cache, partial
 
 from server.placement import queue_order
 from server.placement.estimate import BASIS, starts
-from server.placement.fit import NAMED, Ask, Index, own_engine
+from server.placement.fit import NAMED, Ask, Index, Request, own_engine
 from server.placement.quotas import Ledger
 from server.placement.state import ClusterState, Plan, RunningJob, Share, Wait, WaitingJob
 
@@ -192,13 +192,21 @@ def _nodes(ask: Ask, index: Index, free: dict[tuple[str, bool], int]) -> list[tu
 
 def _in_use(ask: Ask, index: Index, running: Sequence[RunningJob]) -> list[Part]:
     """Who has what it needs, where nothing of that is free."""
-    possible = index.request(ask).able
-    if len(possible) > NAMED:
-        return [Part(f"none of the {len(possible)} nodes that could run it has one free")]
-    held = [one for one in running if any(n in possible and bool(g) == ask.uses_gpus for n, g in one.holds)]
+    request = index.request(ask)
+    if (count := len(request.able)) > NAMED:
+        return [Part(f"none of the {count} nodes that could run it has one free")]
+    held = [one for one in running if any(_would_do(request, *part) for part in one.holds)]
     part = partial(Part, lead="in use by: ")
     parts = [part(one.id, one.project, "a job of another project", one.id) for one in held[:NAMED]]
     return parts + [part(f"{len(held) - NAMED} more")] * (len(held) > NAMED)
+
+
+def _would_do(request: Request, node_id: str, gpus: Sequence[str]) -> bool:
+    """Whether what a running job holds there is of use for the request."""
+    if node_id not in request.able or bool(gpus) != request.uses_gpus:
+        return False
+    wanted = request.wanted.get(node_id)
+    return wanted is None or not wanted.isdisjoint(gpus)
 
 
 def _has_free(node_id: str, count: int, kept_for: WaitingJob, job: WaitingJob) -> Part:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response, status
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from powermean.contracts.attempts import MetricsReport
@@ -16,7 +17,7 @@ from server.db.models import MAX_INTEGER
 from server.identity.callers import Caller
 from server.metrics.exponents import job_exponents
 from server.metrics.health import job_health
-from server.metrics.history import history_json
+from server.metrics.history import history_fields
 from server.metrics.ingest import ingest_trajectories, packed_rows
 from server.metrics.reports import Report, store_alone
 from server.metrics.staleness import MAX_STEPS, job_staleness
@@ -96,8 +97,8 @@ def get_metrics(
 ) -> Response:
     """Downsampled by the server; merged points have their extremes."""
     with database.read() as session:
-        found = history_json(session, job_id, name, from_step, to_step, max_points)
-    return Response(found, media_type="application/json")
+        found = history_fields(session, job_id, name, from_step, to_step, max_points)
+    return Response(to_json(found, inf_nan_mode="null"), media_type="application/json")
 
 
 @router.get("/jobs/{job_id}/health", summary="A job's health")

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from powermean.contracts.api import Job, JobState
+from powermean.contracts.api import Job, JobPage, JobState, JobSummary
 from powermean.contracts.job import JobSpec
 
 SPEC = JobSpec.model_validate(
@@ -30,3 +30,10 @@ def job(state: JobState = JobState.RUNNING, **changes: Any) -> Job:
         "spec": SPEC,
     }
     return Job.model_validate(given | changes)
+
+
+def summaries(*jobs: Job) -> bytes:
+    """The answer to a request for a list of jobs, with these."""
+    fields = set(JobSummary.model_fields)
+    items = tuple(JobSummary.model_validate(one.model_dump(include=fields)) for one in jobs)
+    return JobPage(items=items).model_dump_json().encode()

@@ -14,7 +14,6 @@ from powermean.contracts.api import (
     Dataset,
     DatasetList,
     FieldError,
-    Job,
     JobPage,
     JobState,
     JobSummary,
@@ -26,7 +25,7 @@ from powermean.contracts.engines import EngineServiceList
 from powermean.contracts.forks import Origin
 from powermean.contracts.renaming import Deprecation
 from powermean.contracts.replays import AskedReplay
-from tests.support.sample_jobs import SPEC, job
+from tests.support.sample_jobs import SPEC, job, summaries
 from tests.support.sample_replays import replay_result, sample_replay
 from tests.support.sample_staleness import sample_staleness
 from tests.support.scripted_server import Answer, ScriptedServer
@@ -169,53 +168,17 @@ def test_watch_prints_events_as_lines_of_json(server: ScriptedServer) -> None:
     assert [json.loads(line)["kind"] for line in result.stdout.splitlines()] == ["rewind", "state"]
 
 
-def summaries(*jobs: Job) -> bytes:
-    items = tuple(JobSummary.model_validate(one.model_dump(include=SUMMARY)) for one in jobs)
-    return JobPage(items=items).model_dump_json().encode()
-
-
-def test_a_name_stands_for_the_only_job_that_has_it(server: ScriptedServer) -> None:
-    page = summaries(job(id="job-b", name="sum"), job(id="job-c", name="sums"))
-    server.on("GET /v1/jobs", Answer(body=page))
-    server.on("GET /v1/jobs/job-b", Answer(body=job(id="job-b", name="sum").model_dump_json().encode()))
-    assert "job-b  sum" in powermean("show", "sum").stdout
-    assert server.requests[0][0] == "GET /v1/jobs?name=sum&limit=200"
-
-
 @pytest.mark.parametrize(
     ("state", "said"),
     [
         (JobState.RUNNING, "job-a is being cancelled"),
         (JobState.CANCELLED, "job-a cancelled"),
-        (JobState.FINISHED, "job-a has ended before: finished"),
+        (JobState.FINISHED, "job-a had ended already: finished"),
     ],
 )
 def test_what_a_cancel_did_is_said(server: ScriptedServer, state: JobState, said: str) -> None:
     server.on("POST /v1/jobs/job-a/cancel", Answer(body=job(state).model_dump_json().encode()))
     assert powermean("cancel", "job-a").stdout.strip() == said
-
-
-def test_a_name_that_several_jobs_have_is_refused_with_their_ids(server: ScriptedServer) -> None:
-    server.on("GET /v1/jobs", Answer(body=summaries(job(id="job-b"), job(JobState.FAILED, id="job-c"))))
-    result = powermean("cancel", "arithmetic")
-    assert result.exit_code == 1
-    assert [line.split()[:2] for line in result.stderr.splitlines()[1:-1]] == [
-        ["job-b", "running"],
-        ["job-c", "failed"],
-    ]
-    assert [request for request, _, _ in server.requests] == ["GET /v1/jobs?name=arithmetic&limit=200"]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [(c,) for c in ("show", "watch", "cancel", "pause", "resume", "logs", "staleness", "download")]
-    + [("replay", "--step", "1"), ("priority", "high")],
-)
-def test_every_command_about_a_job_takes_its_name(server: ScriptedServer, command: tuple[str, ...]) -> None:
-    server.on("GET /v1/jobs", Answer(body=summaries()))
-    result = powermean(command[0], "no such name", *command[1:])
-    assert result.exit_code == 1
-    assert result.stderr == "powermean: no job is called 'no such name'\n`powermean list` lists the jobs.\n"
 
 
 def test_lists_go_through_all_pages(server: ScriptedServer) -> None:

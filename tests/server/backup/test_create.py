@@ -33,13 +33,8 @@ from tests.support.backups import ODD, Backups, quiet
 from tests.support.small_disk import small_disk
 from tests.support.stored_things import refs_below, store_of, sweep
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def kind() -> str:
-    """`powermean backup` is for SQLite; docs/backup.md says how Postgres is backed up."""
-    return "sqlite"
+# `powermean backup` is for SQLite; docs/backup.md says how Postgres is backed up.
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("kind", ["sqlite"], indirect=True)]
 
 
 def test_every_lists_what_each_owner_has(backups: Backups) -> None:

@@ -33,13 +33,8 @@ from server.storage.references import every
 from tests.support.backups import Backups, quiet
 from tests.support.stored_things import counts
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def kind() -> str:
-    """`powermean backup` is for SQLite; docs/backup.md says how Postgres is backed up."""
-    return "sqlite"
+# `powermean backup` is for SQLite; docs/backup.md says how Postgres is backed up.
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("kind", ["sqlite"], indirect=True)]
 
 
 def test_what_is_restored_is_what_was_saved(backups: Backups) -> None:

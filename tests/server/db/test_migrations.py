@@ -23,8 +23,8 @@ from server.identity.projects import members
 from server.jobs import service
 from server.jobs.demand import demand_of
 from server.metrics.event_log import read_page
-from server.metrics.history import metrics_history
 from server.metrics.trajectories import read_trajectories
+from tests.support.histories import metrics_history
 from tests.support.people import add_person
 from tests.support.reports import blocks_made_anew, kept_blocks, trajectory
 from tests.support.service_driver import example_spec

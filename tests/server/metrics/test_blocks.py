@@ -4,7 +4,7 @@ from sqlalchemy import select
 
 from server.db.models import MetricBlock
 from server.metrics.blocks import WIDTHS
-from server.metrics.history import metrics_history
+from tests.support.histories import metrics_history
 from tests.support.reports import blocks_made_anew, kept_blocks, next_attempt, post_rows, row
 
 STEPS = 600  # two blocks of the widest

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from server.db.models import Attempt, Job, Metric
 from server.metrics.blocks import summarise
-from server.metrics.history import metrics_history
+from tests.support.histories import metrics_history
 from tests.support.people import add_person
 from tests.support.reports import next_attempt, post_rows, row
 from tests.support.service_driver import error_of

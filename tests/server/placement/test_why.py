@@ -93,6 +93,12 @@ def test_who_has_what_it_needs_is_named_on_a_small_cluster():
     )
     assert str(why.help).startswith("A quota for the project")
 
+    names = ("NVIDIA A100", "NVIDIA H100")
+    info = tuple(GpuInfo(uuid=f"n-{n}", name=name, memory_mb=80_000) for n, name in enumerate(names))
+    both = [runs("a", "b", "n", (0,)), runs("h", "b", "n", (1,))]
+    state, made = planned([node("n", 2, 0, gpu_info=info)], [job("j", gpu_type="H100")], running=both)
+    assert explain(state, made)["j"].words(lambda _: True) == "needs 1 H100 GPU; in use by: h"
+
     full = [node(f"n{number}", 1, 0) for number in range(4)]
     state, made = planned(full, [job("j")], running=[runs("r", "a", "n0", (0,))])
     why = explain(state, made)["j"]

@@ -30,8 +30,8 @@ C = TypeVar("C", bound=Change)
 R = TypeVar("R")
 
 
-class Together(Generic[C, R]):
-    """The line of one kind of changes."""
+class BatchedWrites(Generic[C, R]):
+    """Changes of one kind, stored batch by batch."""
 
     def __init__(
         self, name: str, database: Database, accept: Callable[[Session, Sequence[C]], list[R | None]]
