@@ -27,6 +27,7 @@ from server.placement.state import ClusterState, Rules, Share
 from server.placement.why import explain
 
 WAITING, GPUS = 1000, 8
+STATES = 100
 POLICIES = {
     "first in, first out": first_in_first_out,
     "plain fair share": plain_fair_share,
@@ -66,8 +67,8 @@ def busy_cluster(nodes: int, waiting: int, seed: int) -> ClusterState:
 def plan_times(tiny: bool) -> Table:
     table = Table("Plan times", ("figure", "value", "goal", ""), left=1)
     for nodes in (5, 10) if tiny else (10, 100, 1000):
-        waiting, rounds = (20, 3) if tiny else (WAITING, 400 if nodes <= 100 else 40)
-        states = [busy_cluster(nodes, waiting, seed) for seed in range(2 if tiny else 4)]
+        waiting, rounds = (20, 3) if tiny else (WAITING, 4 * STATES if nodes <= 100 else STATES)
+        states = [busy_cluster(nodes, waiting, seed) for seed in range(2 if tiny else STATES)]
         what = f"{nodes} nodes x {GPUS} GPUs, {waiting} waiting, {PROJECTS} projects"
         for figure in figures(what, states, rounds, PLAN_MS if nodes == 100 else None):
             table.add(*figure.cells())

@@ -61,20 +61,33 @@ def submit(service: Service, tiny: bool) -> Iterator[Figure]:
     A plain FastAPI service is asked the same before and after, for comparison.
     """
     each = 2 if tiny else 40
+
+    def paced(to: Service) -> Timings:
+        timings, _ids = _submitted(_clients(to, tiny), each // 2, PACE)
+        return timings
+
     with bare(service) as plain:
-        before = _submits(plain, each, tiny)
+        before, before_paced = _submits(plain, each, tiny), paced(plain)
         with service.nodes(NODES, cpu_slots=0):
             cpu = service.cpu_s()
             ours = _submits(service, each, tiny)
             cpu = service.cpu_s() - cpu
-            paced, _ids = _submitted(_clients(service, tiny), each // 2, PACE)
-        after = _submits(plain, each, tiny)
+            ours_paced = paced(service)
+        after, after_paced = _submits(plain, each, tiny), paced(plain)
     yield from ours.figures("submit", P99_MS, A_SECOND, LONGEST_MS)
     yield Figure("submit: CPU of the server", 1e3 * cpu / (ours.requests * (each + 1) / each), "ms each")
-    yield from paced.figures(f"submit, {PACE:g} a second", P99_MS, 0.98 * PACE, LONGEST_MS)
+    yield from ours_paced.figures(f"submit, {PACE:g} a second", P99_MS, 0.98 * PACE, LONGEST_MS)
     rate = statistics.mean((before.a_second, after.a_second))
     yield Figure("a plain service's submits: rate", rate, "1/s")
+    yield Figure("a plain service's submits: p99", _mean_p99(before, after), "ms")
+    slower = _mean_p99(before_paced, after_paced)
+    yield Figure(f"a plain service's submits, {PACE:g} a second: p99", slower, "ms")
     yield Figure("submit: rate against the plain one's", ours.a_second / rate, "x")
+    yield Figure("submit: p99 against the plain one's", ours.p99_ms / _mean_p99(before, after), "x")
+
+
+def _mean_p99(*runs: Timings) -> float:
+    return statistics.mean(run.p99_ms for run in runs)
 
 
 def _submits(service: Service, each: int, tiny: bool) -> Timings:

@@ -150,13 +150,21 @@ class Timings:
         """How many were answered."""
         return (self.requests - self.refused) / self.wall_s
 
+    @property
+    def p99_ms(self) -> float:
+        return 1e3 * quantile(self._ordered, 0.99)
+
+    @property
+    def _ordered(self) -> list[float]:
+        return sorted(itertools.chain.from_iterable(self.by_client))
+
     def figures(
         self, what: str, p99_ms: float | None, a_second: float | None, max_ms: float | None = None
     ) -> Iterator[Figure]:
-        times = sorted(itertools.chain.from_iterable(self.by_client))
+        times = self._ordered
         yield Figure(f"{what}: rate", self.a_second, "1/s", a_second, at_least=True)
         yield Figure(f"{what}: p50", 1e3 * quantile(times, 0.5), "ms")
-        yield Figure(f"{what}: p99", 1e3 * quantile(times, 0.99), "ms", p99_ms)
+        yield Figure(f"{what}: p99", self.p99_ms, "ms", p99_ms)
         yield Figure(f"{what}: longest", 1e3 * times[-1], "ms", max_ms)
         yield Figure(f"{what}: refused", self.refused, "", 0)
 
