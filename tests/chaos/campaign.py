@@ -15,8 +15,9 @@ import pytest
 from powermean.contracts.api import Job
 from tests.chaos import checks
 from tests.chaos.checks import Record, Verdict
-from tests.chaos.faults import CLAIM_S, FAULTS, LEASE_S, MOMENTS, NODE_S, Hit
+from tests.chaos.faults import FAULTS, MOMENTS
 from tests.chaos.field import UNANSWERED, Field
+from tests.chaos.hits import CLAIM_S, LEASE_S, NODE_S, Hit
 from tests.support.cluster import Cluster
 from tests.support.embedded_service import until
 from tests.support.small_disk import small_disk

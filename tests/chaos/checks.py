@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import Job, JobState
 from server.db.models import Allocation, Attempt, Checkpoint, Metric, Outbox, TrajectoryStep
-from tests.chaos.faults import PROGRAMS
+from tests.chaos.job_faults import PROGRAMS
 from tests.support.cluster import Cluster
 from tests.support.embedded_service import learned, metric_rows
 

@@ -54,7 +54,6 @@ def main() -> None:
     with AttemptClient(options["url"], attempt.attempt_id, attempt.token()) as client:
         limits, place = Limits(**options["limits"]), (options["address"], options["port"])
         supervisor = Supervisor(attempt, claim, launcher, client, limits, lifeline, *place)
-        supervisor.heed_signals()
         told = supervisor.run()
     sys.exit(0 if told else 1)
 

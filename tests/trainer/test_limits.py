@@ -42,11 +42,6 @@ def test_without_limits_nothing_is_ever_reached() -> None:
     assert judge(LimitSpec(), 1, 10**9, 0, {"reward": 1.0}) == (0, None)
 
 
-@pytest.fixture
-def stage(tmp_path, model_root) -> Stage:
-    return Stage(tmp_path, model_root)
-
-
 @pytest.mark.slow
 def test_a_run_that_reaches_its_tokens_finishes_with_an_evaluation_and_a_model(stage: Stage) -> None:
     played = stage.play(training=TRAINING, limits={"tokens": 1}, evaluation={"every": 0, "problems": 5})

@@ -92,11 +92,6 @@ def meanwhile(engine: SharedDouble, version: int) -> None:
     engine.until_begun(min(version + 1, STEPS))
 
 
-@pytest.fixture
-def stage(tmp_path: Path, model_root: Path) -> Stage:
-    return Stage(tmp_path, model_root)
-
-
 def play(stage: Stage, engine: FakeEngine, number: int = 1, **more: object) -> Played:
     played = stage.play(number, engine=engine, **({"training": TRAINING, "rollout": ROLLOUT} | more))
     assert not [thread for thread in threading.enumerate() if thread.name == "sampler"]

@@ -15,7 +15,7 @@ from powermean.contracts.attempts import (
     ValidationTask,
     ValidationWithSecrets,
 )
-from tests.worker.test_node import claim
+from tests.support.node_claims import claim
 from worker import node as nodes
 from worker.attempt_dir import AttemptDir
 from worker.node import Node

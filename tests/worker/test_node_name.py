@@ -17,7 +17,7 @@ from powermean.contracts.attempts import ClaimWithSecrets, NameRival, NodeReport
 from powermean.contracts.engines import NodeOrders
 from powermean.contracts.names import NODE_NAME_TAKEN
 from powermean.processes import ProcessId
-from tests.worker.test_node import claim
+from tests.support.node_claims import claim
 from worker.attempt_dir import AttemptDir
 from worker.inventory import ReportNumbers, instance
 from worker.node import Node, NodeNameTakenError

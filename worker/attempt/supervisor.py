@@ -27,7 +27,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
-from types import FrameType
 
 from pydantic import TypeAdapter
 
@@ -44,6 +43,7 @@ from worker.attempt.blame import own_cause, to_blame
 from worker.attempt.engines import Engines
 from worker.attempt.heartbeat import Heartbeat
 from worker.attempt.limits import AbandonedError, Limits, StopError
+from worker.attempt.orders import Orders
 from worker.attempt.outcome import Ended, ended_elsewhere
 from worker.attempt.piped_log import PipedLog
 from worker.attempt.progress import Progress
@@ -78,7 +78,6 @@ class Supervisor:
         self._launcher = launcher
         self._client = client
         self._limits = limits
-        self._lifeline = lifeline
         self._resources = claim.spec.resources
         self._alone = self._resources.ranks == 1
         self._first_rank = claim.node_rank * self._resources.ranks_per_node
@@ -90,28 +89,12 @@ class Supervisor:
         self._ranks: Ranks | None = None
         self._frozen: int | None = None  # a rank
         self._kills = kills()
-        self._stopping = False
-        self._training = False  # before that there is nothing to save
-        self._ordered_at: float | None = None
-        self._taken_at: float | None = None  # when the trainer was told that its allocation is being ended
         self._progress = Progress(attempt)
-
-    def heed_signals(self) -> None:
-        """Stop on SIGTERM, also if it has come already: the worker starts this process with it blocked."""
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
-
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
-
-    @property
-    def _taken(self) -> str | None:
-        """The allocation that this node runs in, once it is being ended."""
-        return self._limits.pilot if self._stopping else None
+        self._orders = Orders(claim, self._heartbeat, self._progress, limits, lifeline)
 
     def run(self) -> bool:
         """True when the end was told to the server."""
+        self._orders.heed_signals()
         self._heartbeat.start()
         self._shipper.start()
         try:
@@ -151,7 +134,7 @@ class Supervisor:
                 return code
             self._engines = self._own_engines(model)
             self._ranks = self._start_ranks(model, listener)
-        self._training = True
+        self._orders.training = True
         self._watch(self._engines, self._ranks)
         return None
 
@@ -165,7 +148,7 @@ class Supervisor:
         ask = signal.SIGTERM if self._limits.pilot is None else signal.SIGINT  # shielded: tether.py
         if ranks and not in_order:  # those that wait for the failed one may not hear; engines do, and tidy up
             end_all(lambda: ranks.running, self._limits.ranks_grace_s, deadline_s=0.1, ask=ask)
-        grace_s = self._limits.grace_s if self._taken is None else self._limits.ranks_grace_s
+        grace_s = self._limits.grace_s if self._orders.taken is None else self._limits.ranks_grace_s
         end_all(self._descendants, grace_s, ask=ask)
         if engines:
             engines.wait()
@@ -184,7 +167,7 @@ class Supervisor:
             out_of_memory=self._kills is not None and (kills() or 0) > self._kills,
             full_disk=first_full([self._attempt.path]),
             last_words=last_words(self._attempt.log),
-            taken=self._taken,
+            taken=self._orders.taken,
         )
 
     def _start_ranks(self, model: Path, listener: socket | None) -> Ranks:
@@ -261,54 +244,13 @@ class Supervisor:
             rest()
 
     def _tick(self) -> None:
-        self._check()
+        self._orders.check()
         time.sleep(TICK_S)
 
     def _tick_beside_engines(self) -> None:
         self._tick()
         if self._engines and self._engines.poll() is not None:  # its exit status says more
             raise RendezvousError("The node's rollout engine has ended", code="engine_died")
-
-    def _check(self) -> None:
-        """Raise when the attempt has to end for a reason outside its processes."""
-        self._check_ours()
-        if time.monotonic() - self._heartbeat.answered > self._limits.partition_s:
-            raise AbandonedError(f"the server could not be reached for {self._limits.partition_s:.0f} s")
-        if self._stopping and self._limits.pilot is None:
-            raise StopError("node_stopping")
-        if self._heartbeat.order == "cancel":
-            raise StopError("cancel")
-        if self._stopping:
-            self._leave_allocation()
-        if self._heartbeat.order == "checkpoint_and_exit" and not self._may_save():
-            raise StopError("not_begun")
-        finishing = self._heartbeat.order == "finish"
-        if self._heartbeat.order != "continue" and (not finishing or self._has_begun()):
-            self._ordered_at = self._ordered_at or time.monotonic()
-            if time.monotonic() - self._ordered_at > self._limits.order_s:
-                raise StopError("finish_ignored" if finishing else "order_ignored")
-
-    def _leave_allocation(self) -> None:
-        """Have the trainer save; on several nodes the server tells all of them, for it drains this one."""
-        self._taken_at = self._taken_at or time.monotonic()
-        if self._resources.nodes == 1:
-            self._heartbeat.leave()
-        if time.monotonic() - self._taken_at > self._limits.taken_s:
-            raise StopError("taken")
-
-    def _may_save(self) -> bool:
-        """Whether there may be something to save. Before the steps begin, other nodes may be gone already."""
-        leads_others = self._resources.nodes > 1 and self._claim.node_rank == 0
-        return self._has_begun() if leads_others else self._training
-
-    def _has_begun(self) -> bool:
-        return self._training and self._progress.in_steps()
-
-    def _check_ours(self) -> None:
-        if self._heartbeat.refused:
-            raise AbandonedError(str(self._heartbeat.refused))
-        if self._lifeline and self._lifeline.cut:
-            raise AbandonedError("the service that this node belongs to is gone")
 
     def _start(
         self, command: Command, answer: Path | None = None, prefix: str = "", passed: Sequence[int] = ()
@@ -355,7 +297,7 @@ class Supervisor:
         tell_gone(self._client, end.model_copy(update={"node_rank": self._claim.node_rank}))
 
     def _pause(self, deadline: float) -> None:
-        self._check_ours()
+        self._orders.check_ours()
         if time.monotonic() > deadline:
             raise AbandonedError("the server could not be reached")
         time.sleep(TICK_S)
@@ -398,7 +340,6 @@ def main() -> None:
             settings.node_address,
             settings.rank_port,
         )
-        supervisor.heed_signals()
         told = supervisor.run()
     attempt.close()
     prune(settings.data_dir)

@@ -28,7 +28,7 @@ PUBLIC = {
     ("POST", "/v1/device-codes"),
     ("POST", "/v1/device-codes/claim"),
 }
-# One's own, and what only a browser may do: tests/server/identity/test_signing_in.py
+# One's own, and what only a browser may do: test_signing_in.py, and those of sessions, keys and device.
 NOT_BY_ROLE = (
     "/v1/keys/{key_id}",
     "/v1/login-codes",

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from powermean.servers import read_servers, servers_file
 from server.db.models import DeviceSignIn
-from tests.server.identity.test_signing_in import with_password
+from tests.support.accounts import with_password
 from tests.support.live_server import listening
 from tests.support.service_driver import ServiceDriver, error_of
 from tests.support.terminal import powermean

@@ -1,14 +1,16 @@
 """Random and adversarial micro-batches for the objectives' laws, and their textbook formulas in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from trainer.objectives import Algorithm, BatchFacts, LossOutput, batch_facts
+from powermean.contracts.algorithms import AlgorithmSpec
+from trainer.objectives import Algorithm, BatchFacts, LossOutput, batch_facts, build_algorithm
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,32 @@ def batches(
     return Batch(torch.from_numpy(x), torch.from_numpy(mask), torch.from_numpy(advantages))
 
 
-def run(algorithm: Algorithm, batch: Batch, **more: object) -> tuple[LossOutput, Tensor]:
+def away_from_kinks(batch: Batch, *bounds: float, gap: float = 1e-3) -> Batch:
+    """No log-ratio within `gap` of a bound, where the loss has no derivative."""
+    x = batch.x.clone()
+    for bound in bounds:
+        x = torch.where((x - bound).abs() < gap, bound + 2 * gap, x)
+    return replace(batch, x=x)
+
+
+def algorithm(name: str, **fields: object) -> Algorithm:
+    """With its defaults, and the given fields; `power_mean` has no default p."""
+    if name == "power_mean":
+        fields = {"p": -0.7} | fields
+    return build_algorithm(TypeAdapter(AlgorithmSpec).validate_python({"name": name} | fields))
+
+
+def run(built: Algorithm, batch: Batch, **more: object) -> tuple[LossOutput, Tensor]:
     """The loss of the whole batch and its gradient [B, T]."""
     leaf = batch.x.clone().requires_grad_()
     settings = {"progress": 0.3, "mean_reward": 0.4} | more
-    out = algorithm.loss(leaf, batch.mask, batch.advantages, batch.facts, **settings)  # type: ignore[arg-type]
+    out = built.loss(leaf, batch.mask, batch.advantages, batch.facts, **settings)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(out.loss, leaf)
     return out, gradient
+
+
+def same(found: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def clipped(batch: Batch, low: float, high: float) -> Tensor:
@@ -71,6 +92,17 @@ def textbook_log_mean(x: Tensor, mask: Tensor, p: Tensor) -> Tensor:
     safe = torch.where(p == 0, 1.0, p)
     lse = torch.logsumexp((safe[:, None] * x).masked_fill(~mask, -torch.inf), dim=-1)
     return torch.where(p == 0, geometric, (lse - tokens.log()) / safe)
+
+
+def textbook(batch: Batch, p: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """-(1/B) sum A M_p of the clipped ratios and its gradient, by the definition and autograd."""
+    leaf = batch.x.clone().requires_grad_()
+    some = batch.mask.any(-1)
+    ratios = clipped(replace(batch, x=leaf), low, high)
+    means = textbook_log_mean(ratios[some], batch.mask[some], p[some]).exp()
+    loss = -(batch.advantages[some] * means).sum() / some.sum()
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss, gradient
 
 
 def long_log_mean(x: np.ndarray, p: float) -> np.longdouble:
