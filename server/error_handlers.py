@@ -19,7 +19,13 @@ from powermean.artefacts import (
 )
 from powermean.contracts.api import ErrorBody, ErrorResponse, FieldError
 from powermean.field_errors import field_errors
-from server.db.session import STOPPED_SQLSTATE, DatabaseBusyError, DatabaseFullError, DatabaseMovedError
+from server.db.session import (
+    LOCKED_SQLSTATE,
+    STOPPED_SQLSTATE,
+    DatabaseBusyError,
+    DatabaseFullError,
+    DatabaseMovedError,
+)
 from server.errors import ServiceError, TooManyRequestsError
 
 log = logging.getLogger(__name__)
@@ -136,7 +142,15 @@ def _database_full(_request: Request, error: Exception) -> JSONResponse:
 
 def _database_error(_request: Request, error: Exception) -> JSONResponse:
     log.error("database: %s", error)
-    if isinstance(error, OperationalError) and getattr(error.orig, "sqlstate", None) == STOPPED_SQLSTATE:
+    sqlstate = getattr(error.orig, "sqlstate", None) if isinstance(error, OperationalError) else None
+    if sqlstate == LOCKED_SQLSTATE:
+        body = ErrorBody(
+            code="lock_timeout",
+            message="another request held what this one needs, and did not end in time",
+            remedy="Try again in a moment. If that does not help, look for a long transaction in Postgres.",
+        )
+        return error_response(503, body, {"Retry-After": "2"})
+    if sqlstate == STOPPED_SQLSTATE:
         body = ErrorBody(
             code="statement_timeout",
             message="the database worked too long at one statement of this request, and stopped it",

@@ -25,10 +25,14 @@ from server.errors import QuotaExceededError
 
 LARGEST = 20
 _LIMIT = select(Project.storage_limit).where(Project.id == bindparam("project"))
-_UNLIMITED = select(Project.id).where(
-    Project.id.in_(bindparam("projects", expanding=True)),
-    Project.storage_limit.is_(None),
-    Project.deleted_at.is_(None),
+_UNLIMITED = (
+    select(Project.id)
+    .where(
+        Project.id.in_(bindparam("projects", expanding=True)),
+        Project.storage_limit.is_(None),
+        Project.deleted_at.is_(None),
+    )
+    .with_for_update(read=True, key_share=True)
 )
 
 
@@ -72,7 +76,10 @@ def storage_limit(session: Session, project: str) -> int | None:
 
 
 def without_limit(session: Session, projects: Collection[str]) -> set[str]:
-    """Those of the projects that are there and may store any number of bytes."""
+    """Those of the projects that are there and may store any number of bytes.
+
+    None of them is deleted before the transaction ends.
+    """
     return set(session.connection().execute(_UNLIMITED, {"projects": list(projects)}).scalars())
 
 

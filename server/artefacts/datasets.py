@@ -21,6 +21,7 @@ from server.db.scoped import ScopedSession
 from server.db.session import database_now
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.identity.callers import Caller
+from server.identity.projects import keep
 
 MAX_LINE = 4 * 2**20  # bytes
 MAX_ERRORS = 20
@@ -157,7 +158,11 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
 def add(
     session: ScopedSession, caller: Caller, project: str, name: str, found: Examined, ref: ArtefactRef
 ) -> DatasetView:
-    """Store the dataset; one of the project with the same content keeps its id, name and file."""
+    """Store the dataset; one of the project with the same content keeps its id, name and file.
+
+    Raises InvalidInputError: the project was deleted meanwhile.
+    """
+    keep(session, project)
     row = {
         "id": found.dataset_id(project),
         "project_id": project,

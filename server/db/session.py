@@ -46,6 +46,7 @@ BALLAST_BYTES = 32 * 2**20
 BALLAST_PAUSE_S = 30.0
 IDLE_S = 15.0  # a server that is frozen within a transaction holds its locks for so long, on Postgres
 IDLE_SQLSTATE = "25P03"  # idle_in_transaction_session_timeout
+LOCKED_SQLSTATE = "55P03"  # lock_timeout
 STOPPED_SQLSTATE = "57014"  # statement_timeout, or an administrator of Postgres
 # A host that went away without a word is found out after 15 s, not after a quarter of an hour.
 _LOST_CONNECTIONS = {

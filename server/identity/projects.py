@@ -35,6 +35,18 @@ def choose(session: Session, caller: Caller, verb: Verb, named: str | None) -> s
     return project
 
 
+def keep(session: Session, project: str) -> None:
+    """Let nobody delete the project before the transaction ends, which adds something to it.
+
+    A deleted project keeps its row for a while, so the foreign key alone lets things in.
+
+    Raises InvalidInputError: it was deleted.
+    """
+    there = select(Project.id).where(Project.id == project, Project.deleted_at.is_(None))
+    if session.scalar(there.with_for_update(read=True, key_share=True)) is None:
+        raise InvalidInputError.at("project", f"no project {project}", "GET /v1/projects lists yours.")
+
+
 def sees(session: Session, caller: Caller, project: str) -> bool:
     """Whether there is such a project, as far as the caller can know."""
     if caller.visible is None:

@@ -26,7 +26,7 @@ from server.db.scoped import ScopedSession
 from server.db.session import changes, database_now
 from server.errors import ConflictError, ForbiddenError, InvalidInputError
 from server.identity.callers import Caller
-from server.identity.projects import choose
+from server.identity.projects import choose, keep
 from server.jobs import attempts, forks, priorities, repository
 from server.jobs.demand import demand_of
 from server.jobs.events import first_events, lock_job
@@ -84,6 +84,7 @@ def submit(
         RoomUnknownError: the project may store only so much, and `has_room` is not given.
     """
     project = choose(session, caller, "job.submit", spec.project)
+    keep(session, project)
     row = new_row(caller.person_id, project, spec, text, idempotency_key, database_now(session))
     job = Job(**row)  # not the session's: for the views
     if not insert_new(session, Job, row, unique=ONE_OF_A_KEY):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from fastapi import FastAPI, HTTPException
-from psycopg.errors import QueryCanceled
+from psycopg.errors import LockNotAvailable, QueryCanceled
 from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.requests import Request
@@ -134,6 +134,7 @@ def small_app(error: Exception | None = None, hosts: Sequence[str] = ("testserve
         (DatabaseBusyError("no"), 503, "unavailable"),
         (OperationalError("SELECT secret", {}, Exception("no")), 503, "unavailable"),
         (OperationalError("SELECT secret", {}, QueryCanceled("no")), 503, "statement_timeout"),
+        (OperationalError("SELECT secret", {}, LockNotAvailable("no")), 503, "lock_timeout"),
         (RuntimeError("a secret"), 500, "internal"),
     ],
 )

@@ -1,25 +1,28 @@
 """Submits that are stored together: as alone, and none stands or falls with another."""
 
 import asyncio
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from powermean.allowed_models import read_allowed_models
 from powermean.contracts.audit import AuditEvent
 from powermean.contracts.job import JobSpec
 from server.audit.journal import Record
-from server.db.models import Base, Job, JobEvent, Outbox, Person, PriorityClass
+from server.db.models import Base, Dataset, Job, JobEvent, Outbox, Person, PriorityClass
 from server.db.scoped import ScopedDatabase
 from server.db.session import DatabaseBusyError
 from server.identity.callers import Caller
 from server.jobs import service as alone
 from server.jobs import submits
 from server.jobs.submits import Submission, Submits, accept
+from server.storage.projects import delete_project
+from tests.support.embedded_service import until
 from tests.support.service_driver import ServiceDriver, error_of, example_spec
 
 DATASET = {"kind": "jsonl", "dataset": "none", "prompt": "{question}", "answer_field": "answer"}
@@ -189,6 +192,40 @@ def test_who_holds_a_lock_holds_up_those_alone_who_need_it(service: ServiceDrive
         assert together(service, wanted)[1] is None
         assert service.submit()
         assert time.monotonic() - began < 10  # a statement waits for 15 s otherwise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgres"], indirect=True)
+def test_nothing_gets_into_a_project_that_is_being_deleted(service: ServiceDriver):
+    service.project("ours")
+    spec = example_spec(project="ours")
+    late = [
+        lambda: service.person.post("/v1/jobs", json=spec),
+        lambda: service.person.post("/v1/jobs/text", json={"text": json.dumps(spec)}),
+        lambda: service.person.post("/v1/datasets?project=ours", content=b'{"question": "1"}'),
+    ]
+    with ThreadPoolExecutor(len(late)) as threads:
+        with service.database.write() as session:
+            delete_project(session, "ours", cascade=True)
+            answers = [threads.submit(one) for one in late]
+            wait_for_waiters(service, len(late))
+        assert [answer.result().status_code for answer in answers] == [422] * len(late)
+    assert stored(service, Job, project_id="ours") == []
+    assert stored(service, Dataset, project_id="ours") == []
+
+
+def wait_for_waiters(service: ServiceDriver, wanted: int) -> None:
+    """Until so many requests wait for a lock; a transaction sees one moment of that view."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def all_wait() -> bool:
+        with service.database.read() as session:
+            return bool(session.execute(waiting).scalar_one() >= wanted)
+
+    until(all_wait, 10, "requests wait for the project's row")
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
