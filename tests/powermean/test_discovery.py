@@ -106,8 +106,7 @@ def test_a_service_that_is_starting_is_no_stopped_one(
         monkeypatch.setenv("POWERMEAN_HOME", str(there.folder))
         with pytest.raises(ServiceStartingError):
             find_service()
-        waits = iter([lambda: None, lambda: there.address.write_text("http://127.0.0.1:9001")])
-        monkeypatch.setattr(terminal.time, "sleep", lambda _: next(waits)())
+        monkeypatch.setattr("time.sleep", lambda _: there.address.write_text("http://127.0.0.1:9001"))
         with terminal.connected() as client:
             assert client.url == "http://127.0.0.1:9001"
         there.address.unlink()
