@@ -7,7 +7,10 @@ from powermean.contracts.api import Job
 from powermean.contracts.metrics import METRICS
 
 _NEEDED = (
-    "algorithm",
+    "algorithm.name",  # and what js/exponent.js reads of it: any other field may be a newer version's
+    "algorithm.p",
+    "algorithm.ess_target",
+    "algorithm.clip_fraction_full",
     "training.prompts_per_step",
     "training.minibatches",
     "training.epochs",

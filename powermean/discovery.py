@@ -25,6 +25,19 @@ log = logging.getLogger(__name__)
 DEFAULT_URL = "http://127.0.0.1:8700"
 
 
+class ServiceStartingError(NoServerError):
+    """The service is just starting: it has no address yet."""
+
+    code = "service_starting"
+    retryable = True
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(
+            f"the service in {home.folder} is starting",
+            remedy=f"Try again in a few seconds. Its logs are in {home.logs}.",
+        )
+
+
 @dataclass(frozen=True)
 class FoundService:
     """A server and the key for it.
@@ -49,6 +62,7 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
 
     Raises:
         NoServerError: there is none, there are several, or its key is not known.
+        ServiceStartingError: it is just starting.
         MalformedKeyError: POWERMEAN_API_KEY can't be a key.
         ServersFileError: there is no server of that name, or the file of servers is damaged.
     """
@@ -62,10 +76,13 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
     here = Home.find()
     if here.url:
         return FoundService(here.url, key or here.key())
+    if here.locked:  # nobody who has just started it means another one
+        raise ServiceStartingError(here)
     saved = read_servers()
     if saved.default is not None and not key and not os.environ.get("POWERMEAN_HOME"):
         return _saved(saved, saved.default, unnamed=True)
-    others = [] if os.environ.get("POWERMEAN_HOME") else running_homes()
+    registered_here = [] if os.environ.get("POWERMEAN_HOME") else _registered_homes()
+    others = [home for home in registered_here if home.url]
     if len(others) == 1:
         (home,) = others
         return FoundService(home.url or DEFAULT_URL, key or home.key(), elsewhere=home.folder)
@@ -74,6 +91,8 @@ def find_service(url: str | None = None, key: str | None = None) -> FoundService
         raise NoServerError(
             f"several services run on this machine:\n{folders}", remedy="Set POWERMEAN_HOME to one's folder."
         )
+    if starting := [home for home in registered_here if home.locked]:
+        raise ServiceStartingError(starting[0])
     if key:
         return FoundService(DEFAULT_URL, key)
     raise _nothing_found(here)
@@ -137,7 +156,7 @@ def _register() -> Path:
 
 @contextmanager
 def registered(home: Home) -> Iterator[None]:
-    """While it is open, commands in other folders find the service that this process runs."""
+    """While it is open, commands in other folders find the service that this process starts or runs."""
     entry = _register() / f"{os.getpid()}.json"
     try:
         if not entry.is_absolute():
@@ -154,7 +173,12 @@ def registered(home: Home) -> Iterator[None]:
 
 
 def running_homes() -> list[Home]:
-    """The services that this user runs here, the newest first. Entries of dead ones are removed."""
+    """The services that this user runs here and that have an address, the newest first."""
+    return [home for home in _registered_homes() if home.url]
+
+
+def _registered_homes() -> list[Home]:
+    """Those that this user runs here or is starting, the newest first. Entries of dead ones are removed."""
     found: list[tuple[float, Home]] = []
     for entry in _register().glob("*.json"):
         try:
@@ -162,7 +186,7 @@ def running_homes() -> list[Home]:
                 entry.unlink(missing_ok=True)
                 continue
             home = Home(Path(json.loads(entry.read_text())["folder"]))
-            if home.url:
+            if home.url or home.locked:
                 found.append((entry.stat().st_mtime, home))
         except (OSError, ValueError, KeyError, TypeError, NoServerError):
             continue  # half-written, or not ours

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from powermean.contracts.api import FieldError
+from powermean.contracts.names import IN_WORDS
 
 _LONGEST_NAME = 60  # longer ones are compared with nothing: comparing takes time that grows with their length
 _MOST_KNOWN = 20  # names in a remedy
@@ -75,7 +76,9 @@ def _field_error(
         if not meant:
             remedy = f"Fields here: {_listed(known)}." if known else "Remove it, or check its spelling."
     elif kind == "string_pattern_mismatch":
-        remedy = _description(contract, error["loc"])
+        words = IN_WORDS.get(str(context["pattern"]))
+        message = f"{_short(value)} {words}" if words else message
+        remedy = None if words else _description(contract, error["loc"])
     elif kind == "missing":
         message = "is missing"
     elif kind == "literal_error":

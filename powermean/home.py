@@ -1,5 +1,6 @@
 """The embedded service's folder: POWERMEAN_HOME, by default .powermean in the current folder."""
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,18 @@ class Home:
     @property
     def lock(self) -> Path:
         return self.folder / "lock"
+
+    @property
+    def locked(self) -> bool:
+        """Whether a service has the folder: it starts, runs or stops."""
+        try:
+            with self.lock.open("rb") as held:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is no such file, or it is somebody else's
+            return False
+        return False
 
     @property
     def logs(self) -> Path:

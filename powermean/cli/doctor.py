@@ -73,7 +73,8 @@ def _here() -> list[Place]:
     others = [] if home.database.exists() or os.environ.get("POWERMEAN_HOME") else running_homes()
     if len(others) == 1:
         (home,) = others
-    note(f"Looking at the service in {home.folder}, which {'runs' if home.url else 'does not run'}.")
+    state = "runs" if home.url else "is starting" if home.locked else "does not run"
+    note(f"Looking at the service in {home.folder}, which {state}.")
     shared = _redis(home) if home.url else {}
     at = {"POWERMEAN_PORT": home.url.rpartition(":")[2]} if home.url else {}
     token = _text(home, "node.token")

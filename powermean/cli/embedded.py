@@ -191,7 +191,11 @@ class Embedded:
     def _take_lock(self) -> None:
         self._lock = os.open(self.home.lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # a command may just be looking whether it is held (Home.locked)
+                time.sleep(POLL_S)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = self.home.lock.read_text().strip() or "another process"
             os.close(self._lock)

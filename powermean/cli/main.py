@@ -1,6 +1,7 @@
 """The `powermean` command."""
 
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -143,6 +144,15 @@ COMMANDS = {
 OLD_COMMANDS = {one.old: one.new for one in deprecations.COMMANDS}
 
 
+def _say_what_was_meant(error: typer.BadParameter) -> None:
+    """A value that is none of an option's, in the words of other wrong values."""
+    said = re.fullmatch(r"(?:Value error, )?'(.*)' is not one of ('.*')\.", error.message)
+    if said:
+        given, known = said[1], said[2].split("'")[1::2]
+        meant = import_module("powermean.field_errors").did_you_mean(given, known)
+        error.message = f"'{given}' is not one of {', '.join(known)}{meant}"
+
+
 class LazyGroup(TyperGroup):
     """Imports a command when it is called: listing the commands needs neither HTTP nor contracts."""
 
@@ -172,6 +182,9 @@ class LazyGroup(TyperGroup):
         """What went wrong in a way that we know is said in a line, wherever it happens."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            _say_what_was_meant(error)
+            raise
         except Exception as error:
             known = sys.modules.get("powermean.errors")  # not imported: then it can't be one of them
             if known is None or not isinstance(error, known.PowermeanError):

@@ -25,12 +25,13 @@ def running(port: int, next_port: bool) -> Iterator[tuple[Embedded, Client]]:
     raise_on_signals()
     os.umask(0o077)  # what the service keeps is its owner's alone
     service = Embedded(Home.find(), port, next_port, tell=say)
-    try:
-        service.start()
-        with registered(service.home), Client(service.url, service.home.key()) as client:
-            yield service, client
-    finally:
-        service.stop()
+    with registered(service.home):
+        try:
+            service.start()
+            with Client(service.url, service.home.key()) as client:
+                yield service, client
+        finally:
+            service.stop()
 
 
 def up(port: Port = DEFAULT_PORT) -> None:

@@ -7,6 +7,7 @@ or a line of a log moves no cursor, changes no colour and hides nothing.
 import codecs
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from rich.text import Text
 from powermean.calls import ServerUnreachableError
 from powermean.cli.signals import EndedBySignalError
 from powermean.client import Client
-from powermean.discovery import find_service
+from powermean.discovery import FoundService, ServiceStartingError, find_service
 from powermean.errors import PowermeanError
 from powermean.field_errors import field_errors
 from powermean.remedies import spoken
@@ -31,6 +32,8 @@ M = TypeVar("M", bound=BaseModel)
 
 FAILED = 1
 INTERRUPTED = 130
+STARTING_S = 30.0  # that a command waits for a service that is just starting
+STARTING_POLL_S = 0.2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's own answer, as JSON.")]
 Sure = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -214,11 +217,26 @@ def plain_failures() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
 
 
+def _started_service() -> FoundService:
+    """The service; one that is just starting is waited for. Raises NoServerError."""
+    deadline, told = time.monotonic() + STARTING_S, False
+    while True:
+        try:
+            return find_service()
+        except ServiceStartingError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                note(f"{str(error)[0].upper()}{str(error)[1:]}: waiting for it ...")
+            told = True
+            time.sleep(STARTING_POLL_S)
+
+
 @contextmanager
 def connected() -> Iterator[Client]:
     """A client for the service that the environment or this machine has; one found elsewhere is named."""
     with plain_failures():
-        service = find_service()
+        service = _started_service()
         if service.elsewhere:
             note(f"Using the service in {service.elsewhere} ({service.url}).")
         elif service.chosen_from_several:

@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from powermean.contracts.names import LABEL
+
 
 class Contract(BaseModel):
     """A message or a piece of a job spec. Unknown fields are an error that names them."""
@@ -22,5 +24,5 @@ def conflict(field: tuple[str | int, ...], why: str, value: object) -> Validatio
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^\x00-\x1f]+$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+LabelText = Annotated[str, Field(min_length=1, max_length=63, pattern=LABEL)]
 Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32)]  # of a node, such as zone -> a

@@ -8,8 +8,9 @@ from pydantic import Field, StrictInt, StringConstraints, model_validator
 from powermean.contracts.attempts import EngineReport, JobError, NameRival
 from powermean.contracts.base import Contract
 from powermean.contracts.identity import ProjectName
+from powermean.contracts.names import ENGINE_NAME
 
-EngineName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.-]*$")]
+EngineName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=ENGINE_NAME)]
 EngineServiceState = Literal["waiting", "starting", "ready", "failed", "stopping"]
 
 

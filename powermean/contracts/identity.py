@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from powermean.contracts.base import Contract, Name
-from powermean.contracts.names import NODE_NAME
+from powermean.contracts.names import NODE_NAME, PROJECT_NAME
 
 ProjectRole = Literal["viewer", "member", "maintainer"]
 ClusterRole = Literal["admin", "auditor"]
 Role = Literal["admin", "auditor", "maintainer", "member", "viewer", "node"]
 # Plain letters alone, so that no name looks like another. Also a path's part and a column's width.
-ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+ProjectName = Annotated[str, StringConstraints(pattern=PROJECT_NAME)]
 Email = Annotated[
     str,
     StringConstraints(

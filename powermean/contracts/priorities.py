@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictInt, StringConstraints
 
 from powermean.contracts.base import Contract
+from powermean.contracts.names import PRIORITY_NAME
 
 DEFAULT_PRIORITY = "normal"
-PriorityName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+PriorityName = Annotated[str, StringConstraints(pattern=PRIORITY_NAME)]
 PriorityRole = Literal["member", "maintainer", "admin"]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr, StringConstraints, field_validator
 
 from powermean.contracts.base import Contract
+from powermean.contracts.names import VAULT_NAME, VAULT_REFERENCE, VAULT_VARIABLE
 
 SHORTEST, LONGEST = 8, 8192  # characters of a value; a shorter one can't be told from a word in a log
 MOST_OF_A_JOB = 16
@@ -24,11 +25,11 @@ def _not_reserved(name: str) -> str:
 # CUDA_VISIBLE_DEVICES, HF_ENDPOINT, HTTPS_PROXY and those that nobody has thought of yet.
 VariableName = Annotated[
     str,
-    StringConstraints(max_length=64, pattern=r"^[A-Z][A-Z0-9_]*_(TOKEN|KEY|SECRET|PASSWORD)$"),
+    StringConstraints(max_length=64, pattern=VAULT_VARIABLE),
     AfterValidator(_not_reserved),
 ]
-SecretName = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-SecretReference = Annotated[str, StringConstraints(max_length=66, pattern=r"^(me/)?[a-z0-9][a-z0-9._-]*$")]
+SecretName = Annotated[str, StringConstraints(max_length=63, pattern=VAULT_NAME)]
+SecretReference = Annotated[str, StringConstraints(max_length=66, pattern=VAULT_REFERENCE)]
 SecretValues = dict[str, str]  # by environment variable
 
 

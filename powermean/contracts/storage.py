@@ -54,6 +54,9 @@ class StoredThing(Contract):
     name: str
     step: int | None = Field(None, description="A checkpoint's.")
     pinned: bool = False
+    in_use: str | None = Field(
+        None, description="Why it can't be deleted now, such as `the job is running`; null: nothing uses it."
+    )
 
 
 class ProjectStorage(Contract):

@@ -11,6 +11,7 @@ from server.identity.callers import Caller
 from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import CallersDatabase, RequestDatabase, RequestStore
 from server.storage import collection, deletion, projects, retention
+from server.storage.in_use import with_reasons
 from server.usage import project_storage
 
 router = APIRouter(prefix="/v1", route_class=KnownCallerRoute)
@@ -118,7 +119,7 @@ def get_storage(
 ) -> ProjectStorage:
     """Bytes by kind, its limit, and the largest things."""
     with database.read() as session:
-        return project_storage(session, project)
+        return with_reasons(session, project_storage(session, project))
 
 
 @router.put("/projects/{project}/storage/limit", tags=["projects"], summary="Limit what a project stores")
@@ -134,7 +135,7 @@ def put_limit(
         session.get_one(Project, project).storage_limit = wanted.bytes
         note(limit="none" if wanted.bytes is None else str(wanted.bytes))
         session.flush()
-        return project_storage(session, project)
+        return with_reasons(session, project_storage(session, project))
 
 
 @router.post("/gc", tags=["operations"], summary="Remove what nobody owns")

@@ -59,6 +59,29 @@ def test_events_are_told_at_once_and_again_when_their_period_ends(tab: Tab) -> N
     assert last == "once"
 
 
+def test_a_stream_looks_at_once_when_the_page_is_back(tab: Tab) -> None:
+    run = """async () => {
+        const made = [];
+        window.EventSource = class {
+            static OPEN = 1;
+            constructor() { made.push(this); }
+            addEventListener() {}
+            close() {}
+        };
+        const { JobStream } = await import("/static/js/stream.js");
+        new JobStream("job-a", 0, { status() {}, event() {} }).open();
+        const opened = (name) => {
+            dispatchEvent(new Event(name));
+            return made.length;
+        };
+        made[0].onerror();
+        const counts = [opened("online"), opened("focus")];
+        made.at(-1).readyState = EventSource.OPEN;
+        return [...counts, opened("focus")];
+    }"""
+    assert tab.page.evaluate(run) == [2, 3, 3]
+
+
 def test_a_history_replaces_what_was_known_of_its_series(tab: Tab) -> None:
     run = """async () => {
         const { SeriesStore } = await import("/static/js/store.js");

@@ -132,6 +132,12 @@ def test_a_job_is_submitted_after_its_mistakes_are_shown(service: Service, tabs:
     assert sorted(named) == ["rollout.group_size", "training.steps"]
     assert "steps: 0" in editor.input_value()
     editor.fill(text)
+    service.stop()
+    tab.page.get_by_role("button", name="Submit").click()
+    tab.shows("#unsent", "Your entries are kept")
+    assert editor.input_value() == text
+    service.start()
+    tab.shows("#unsent", "The server answers again")
     tab.page.get_by_role("button", name="Submit").click()
     tab.page.wait_for_url("**/jobs/job-*")
     tab.shows("h1", "arithmetic-smollm2")

@@ -70,6 +70,9 @@ def test_completions_of_an_unknown_group_size_are_not_put_together(browser: Test
     charts = browser.get("/jobs/job-a/charts").text
     assert "can't read what charts need" in parse(charts).one("section", id="charts").words
     assert "job-data" not in charts
+    newer = FieldError(path="algorithm.newer", message="there is no such field")
+    job.job = job.job.model_copy(update={"spec_refused": (newer,)})
+    assert "job-data" in browser.get("/jobs/job-a/charts").text
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ def test_what_takes_the_space(browser: TestClient, stored: FakeApi) -> None:
         "no",
     ]
     assert "quota_exceeded" not in answer.text
+    used = tuple(thing.model_copy(update={"in_use": "the job is running"}) for thing in LARGEST)
+    stored.storage = stored.storage.model_copy(update={"largest": used})
+    offered = browser.get("/projects/default/storage").text
+    assert "/delete" not in offered
+    assert "the job is running" in offered
     stored.storage = stored.storage.model_copy(update={"over_limit": True})
     assert "Jobs that run go on." in browser.get("/projects/default/storage").text
 

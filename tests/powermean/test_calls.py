@@ -14,6 +14,7 @@ from tests.support.sample_jobs import SPEC, job
         ("resources", "resources.gpus", False),
         ("model.lora", "model.lora", False),
         ("model.lora", "model.dtype", True),
+        ("algorithm.of_a_newer_version", "algorithm.name", True),
         ("rollout.group_size_max", "rollout.group_size", True),
     ],
 )

@@ -1,15 +1,24 @@
 """How a client finds its service, and says which it took."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from powermean import Client, discovery
+from powermean.cli import terminal
 from powermean.cli.embedded import free_port
-from powermean.discovery import DEFAULT_URL, find_service, registered, running_homes
+from powermean.discovery import (
+    DEFAULT_URL,
+    ServiceStartingError,
+    find_service,
+    registered,
+    running_homes,
+)
 from powermean.home import Home, NoServerError
 
 
@@ -83,6 +92,29 @@ def test_of_several_services_one_has_to_be_named(tmp_path: Path, monkeypatch: py
         other.kill()
         other.wait()
     assert not second.exists()
+
+
+def test_a_service_that_is_starting_is_no_stopped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = home(tmp_path / "home", 9001)
+    there.address.unlink()
+    with there.lock.open("w") as lock, registered(there):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServiceStartingError, match=f"the service in {there.folder} is starting"):
+            find_service()
+        monkeypatch.setenv("POWERMEAN_HOME", str(there.folder))
+        with pytest.raises(ServiceStartingError):
+            find_service()
+        monkeypatch.setattr("time.sleep", lambda _: there.address.write_text("http://127.0.0.1:9001"))
+        with terminal.connected() as client:
+            assert client.url == "http://127.0.0.1:9001"
+        there.address.unlink()
+        monkeypatch.setattr(terminal, "STARTING_S", -1.0)
+        with pytest.raises(typer.Exit), terminal.connected():
+            pass
+    with pytest.raises(NoServerError, match="is not running"):
+        find_service()
 
 
 def test_a_key_alone_goes_to_the_default_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from powermean.contracts.engines import EngineSpec
 from powermean.contracts.job import JobSpec
 from powermean.contracts.models import ModelSpec
+from powermean.contracts.names import IN_WORDS, PRIORITY_NAME
 from powermean.contracts.replays import OBJECTIVES
 from powermean.field_errors import did_you_mean, field_errors
 
@@ -84,6 +85,10 @@ def told(contract: type, data: Any) -> list[str]:
         (
             {"training": {"steps": 0}},
             ["training.steps: Input should be greater than or equal to 1 (given: 0)"],
+        ),
+        (
+            {"priority": "Very High"},
+            [f"priority: 'Very High' {IN_WORDS[PRIORITY_NAME]}"],
         ),
         ({"algorithm": "pmpo"}, ["algorithm: must be a mapping of fields to values"]),
         ({"optimizer": {"betas": [0.9]}}, ["optimizer.betas.1: is missing"]),

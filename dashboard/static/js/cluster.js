@@ -1,6 +1,7 @@
 // The lanes of the cluster page: drawn with ECharts, asked for again every few seconds while somebody looks.
 import { ACTIVITIES, barsOf, projectColours, rowsOf, stripsOf } from "./lanes.js";
 import { hatch, make, palette, plotFrame, SMALL, tip, tooltipStyle } from "./plot.js";
+import { onReturn } from "./returning.js";
 import { root } from "./root.js";
 
 const EVERY_MS = 10_000;
@@ -211,7 +212,7 @@ async function start() {
   }
   await renew();
   setInterval(renew, EVERY_MS);
-  document.addEventListener("visibilitychange", renew);
+  onReturn(renew);
   document.addEventListener("themechange", draw);
   new ResizeObserver(draw).observe(place.parentElement);
 }

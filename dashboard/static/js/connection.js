@@ -1,5 +1,7 @@
 // Says since when the page is out of touch with the server. Parts of pages are fetched again and again (htmx) and a
 // job's events are followed (job.js): whichever fails first tells, whichever works again takes it back.
+import { onReturn } from "./returning.js";
+
 const notice = document.getElementById("connection");
 let answered = new Date();
 
@@ -15,6 +17,8 @@ function lost() {
 }
 
 export function watchConnection() {
+  // The parts' own timers may be a minute away.
+  onReturn(() => { if (!notice.hidden) document.body.dispatchEvent(new CustomEvent("connection:look")); });
   for (const name of ["htmx:sendError", "htmx:timeout", "connection:lost", "offline"]) addEventListener(name, lost);
   for (const name of ["htmx:beforeOnLoad", "connection:back"]) {
     addEventListener(name, (event) => {

@@ -1,6 +1,7 @@
 // What every page does beyond plain links and forms. Everything also works without it.
 import { watchConnection } from "./connection.js";
 import { followEnding } from "./ending.js";
+import { guardForms } from "./sending.js";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 
@@ -72,5 +73,6 @@ function followLog(log) {
 setUpTheme();
 watchConnection();
 followEnding();
+guardForms();
 document.querySelectorAll("[data-follow]").forEach(followLog);
 document.querySelector("[data-submit-now]")?.requestSubmit();

@@ -1,4 +1,5 @@
 // Follows a job's events with an EventSource; whatever interrupts it, it resumes after the last event seen.
+import { onReturn } from "./returning.js";
 import { root } from "./root.js";
 
 const RETRY_MS = [500, 1000, 2000, 5000, 10000];
@@ -15,7 +16,8 @@ export class JobStream {
     this.jobId = jobId;
     this.seq = seq;
     this.handlers = handlers;
-    document.addEventListener("visibilitychange", () => this.#visibility());
+    document.addEventListener("visibilitychange", () => this.#rest());
+    onReturn(() => this.#look());
     addEventListener("pagehide", () => this.#close());
     addEventListener("pageshow", (event) => { if (event.persisted) this.open(); });
   }
@@ -72,13 +74,17 @@ export class JobStream {
   }
 
   // Browsers allow few connections per host, so a hidden page closes its own.
-  #visibility() {
-    if (this.#stopped) return;
-    if (document.hidden) {
-      this.#close();
-      this.handlers.status("paused");
-    } else {
-      this.open();
-    }
+  #rest() {
+    if (this.#stopped || !document.hidden) return;
+    this.#close();
+    this.handlers.status("paused");
+  }
+
+  // At once, not when the next try is due: what failed meanwhile may work now.
+  #look() {
+    if (this.#stopped || this.#source?.readyState === EventSource.OPEN) return;
+    this.#failures = 0;
+    this.#close();
+    this.open();
   }
 }

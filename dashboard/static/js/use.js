@@ -1,6 +1,7 @@
 // What nodes used over the last hour: GPUs by NVML, or else the processes of the viewer's attempts.
 // Pure functions first; the rest draws them with ECharts and asks for what is new while somebody looks.
 import { GRID, make, palette, plotFrame, SMALL, tip, tooltipStyle, valueAxis } from "./plot.js";
+import { onReturn } from "./returning.js";
 import { root } from "./root.js";
 
 const HOUR_MS = 3_600_000;
@@ -133,7 +134,7 @@ async function start(place, { nodes, each }) {
   }
   await renew();
   setInterval(renew, everyMs);
-  document.addEventListener("visibilitychange", renew);
+  onReturn(renew);
   document.addEventListener("themechange", draw);
   new ResizeObserver(draw).observe(place);
 }

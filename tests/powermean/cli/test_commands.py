@@ -269,6 +269,13 @@ def test_validate_says_what_it_could_not_look_for(tmp_path: Path, monkeypatch: p
     assert "folder is not looked for: POWERMEAN_MODEL_ROOTS is not set" in result.stderr
 
 
+def test_a_misspelt_value_of_an_option_comes_with_the_one_that_was_meant() -> None:
+    refused = powermean("list", "--state", "runing")
+    assert refused.exit_code == 2
+    assert "'runing' is not one of validating, queued," in refused.stderr
+    assert "cancelled: did you mean running?" in " ".join(refused.stderr.split())
+
+
 def test_remedies_name_commands(server: ScriptedServer) -> None:
     error = {"code": "not_found", "message": "no job job-a", "remedy": "GET /v1/jobs lists the jobs."}
     server.on("GET /v1/jobs/job-a", Answer(404, json.dumps({"error": error}).encode()))

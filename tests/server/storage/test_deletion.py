@@ -15,6 +15,7 @@ from tests.support.stored_things import (
     commit,
     counts,
     fail_replays,
+    finish,
     full_job,
     refs_below,
     replay,
@@ -71,6 +72,38 @@ def test_a_deleted_job_is_invisible_at_once(service: ServiceDriver):
     assert service.person.get("/v1/projects/default/storage").json()["bytes"] == 0
     assert 'powermean_jobs{state="finished"} 0.0' in service.person.get("/metrics").text
     assert delete(service, f"jobs/{job}").status_code == 404
+
+
+def test_the_storage_says_what_is_refused(service: ServiceDriver):
+    row = b'{"question": "1+1", "answer": "2"}'
+    dataset = service.person.post("/v1/datasets?project=default", content=row).json()["id"]
+    attempt = service.running(data={"kind": "jsonl", "dataset": dataset})
+    job = attempt.claim.job_id
+    for step in (1, 2):
+        commit(service, attempt, step)
+
+    def reasons() -> dict[str, str | None]:
+        paths = {
+            "datasets": "datasets/{id}",
+            "checkpoints": "jobs/{id}/checkpoints/{step}",
+            "models": "jobs/{id}/files",
+        }
+        found = service.person.get("/v1/projects/default/storage").json()["largest"]
+        return {paths[one["kind"]].format(**one): one["in_use"] for one in found}
+
+    told = reasons()
+    assert told == {
+        f"datasets/{dataset}": "1 job trains on it",
+        f"jobs/{job}/checkpoints/1": None,
+        f"jobs/{job}/checkpoints/2": "the job is running and resumes from it",
+    }
+    for path, reason in told.items():
+        assert delete(service, path).status_code == (409 if reason else 204)
+    finish(service, attempt)
+    told = reasons()
+    assert len(told) == 3
+    for path, reason in told.items():
+        assert (reason, delete(service, path).status_code) == (None, 204)
 
 
 def test_an_idempotency_key_is_free_again(service: ServiceDriver):
