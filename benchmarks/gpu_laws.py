@@ -87,7 +87,12 @@ def laws(bench: Bench) -> dict[str, Any]:
         within = max(rough_ways) <= 2 * found[name]["bfloat16 rows"][1]
         near = found[name]["float32 tree"][1] <= 1e-5
         bench.line(f"laws, {name}: {text}; within twice: {within}; float32 within 1e-5: {near}")
-        if not (within and near):
+        with deterministic():
+            first, again = (gradient(ways["bfloat16 tree by flash"], given)[1] for _ in range(2))
+        equal = torch.equal(first, again)
+        if not equal:
+            bench.line(f"laws, {name}: two gradients by flash differ")
+        if not (within and near and equal):
             bench.failures.append(f"laws, {name}")
     return found
 

@@ -1,14 +1,16 @@
 """Attention in a tree by FlashAttention for sequences of unequal length: on CUDA, in bfloat16."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.nn.attention.varlen import varlen_attn
 
 from trainer.policy.token_tree import Attend, Chain, TokenTree, moved
@@ -137,6 +139,28 @@ def _gathered(
 def _power_of_two(at_least: int) -> int:
     return 1 << (at_least - 1).bit_length()
 
+
+def repeatable(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, giving the same bits each time wherever deterministic algorithms are asked for at all.
+
+    FlashAttention's backward pass does so only where others would be an error. A run asks for a warning alone
+    (trainer/run.py: seed_all): gradients of queries would then be added up in the order in which blocks end.
+    """
+
+    @wraps(kernel)
+    def strict(*given: Any, **named: Any) -> Any:
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode(2 if mode else 0)
+        try:
+            return kernel(*given, **named)
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+
+    return strict
+
+
+# Here and not around the whole backward pass: a model may need what has no deterministic form.
+varlen._varlen_attn_backward.register_kernel("cuda")(repeatable(varlen._varlen_attn_backward._init_fn))
 
 _SINCE_2_12 = "enable_gqa" in inspect.signature(varlen_attn).parameters  # before, it was not asked for
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.support.trajectories import trajectories
@@ -161,3 +162,26 @@ def test_a_tree_that_is_not_padded_is_refused() -> None:
     (tree,) = micro_batches(Trajectories([[1]], [[2, 3]]), 10)
     with pytest.raises(ValueError, match="multiple of 128"):
         block_mask(tree)
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_flashs_backward_pass_on_cuda_is_strict_where_a_run_asks_for_warnings(
+    mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's kernel looks at the mode: with warnings alone it adds up in whatever order blocks end."""
+    modes: list[int] = []
+
+    def kernel(*_given: object, **_named: object) -> tuple[Tensor, ...]:
+        modes.append(torch.get_deterministic_debug_mode())
+        return torch.zeros(1), torch.zeros(1), torch.zeros(1)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", kernel)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        on_cuda = varlen._varlen_attn_backward._backend_fns["cuda"]
+        on_cuda(*[torch.zeros(1)] * 8, 1, 1, True, torch.zeros(1), None, [-1, 0])
+        assert torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    assert modes == [2 if mode else 0]
