@@ -17,6 +17,7 @@ from powermean.contracts.names import IN_WORDS
 
 _LONGEST_NAME = 60  # longer ones are compared with nothing: comparing takes time that grows with their length
 _MOST_KNOWN = 20  # names in a remedy
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _AS_JSON = "Send a JSON object with Content-Type: application/json."
 
 Path = Sequence[str | int]
@@ -92,6 +93,7 @@ def _field_error(
         remedy = _AS_JSON
     elif isinstance(value, int | float):
         message += f" (given: {_short(value)})"
+        remedy = _description(contract, error["loc"]) if kind in _BOUNDS else None
     return tuple(path), FieldError(path=".".join(map(str, path)), message=message, remedy=remedy)
 
 
@@ -175,6 +177,8 @@ def _fields(kind: Any) -> list[str]:
 
 def _description(contract: object, loc: Path) -> str | None:
     """Of the field at an error's place."""
+    if not loc:
+        return None
     model = _bare(_type_at(contract, loc[:-1]))
     fields = getattr(model, "model_fields", {})
     return next((f.description for name, f in fields.items() if (f.alias or name) == loc[-1]), None)

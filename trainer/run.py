@@ -74,6 +74,7 @@ def main() -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers draws them over the lines of a log
     world = World.of_environment()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s trainer: %(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     if world.leads:
         reporter = Reporter(folder)
         connect = partial(connected, tell=reporter.phase)

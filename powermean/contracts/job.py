@@ -44,7 +44,11 @@ class RolloutSpec(Contract):
         8, ge=2, le=1024, description="Completions per prompt (G); a group of 1 has no advantage."
     )
     temperature: StrictFloat = Field(
-        1.0, ge=0.05, le=5.0, description="Sampling temperature; log-probs are of this distribution."
+        1.0,
+        ge=0.05,
+        le=5.0,
+        description="Sampling temperature; log-probs are of this distribution. Greedy sampling would give "
+        "equal completions, which teach nothing; evaluation.temperature may be 0.",
     )
     max_new_tokens: StrictInt = Field(64, ge=1, le=32768, description="Most tokens a completion may have.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=50)], ...] = Field(

@@ -130,7 +130,7 @@ METRICS: dict[str, MetricInfo] = {
     "ess/mean": _update("share of T", "mean normalised effective sample size N(p)"),
     "ess/q10": _update("share of T", "10 % quantile of N(p)"),
     "ess/at_1": _update("share of T", "mean N(1), the ESS of GRPO's weights"),
-    "ess/target": _update("share of T", "mean target N*"),
+    "ess/target": _update("share of T", "mean target N*, over the same trajectories as N(1)"),
     "clip_fraction/mean": _update("share", "mean share of a trajectory's tokens whose clip binds"),
     "clip_fraction/q90": _update("share", "90 % quantile of the trajectory's clip fraction"),
     "clip_ratio/low_mean": _update("share", "tokens below the clip range, with a negative advantage"),

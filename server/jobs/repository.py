@@ -77,6 +77,12 @@ def get_dataset(session: Session, dataset_id: str, *, keep: bool = False) -> Dat
     return session.get(Dataset, dataset_id, with_for_update={"read": True} if keep else None)
 
 
+def dataset_named(session: Session, name: str, project: str) -> str | None:
+    """The id of the project's newest dataset of that name: names may repeat."""
+    query = select(Dataset.id).where(Dataset.project_id == project, Dataset.name == name)
+    return session.execute(query.order_by(Dataset.created_at.desc()).limit(1)).scalar_one_or_none()
+
+
 def latest_checkpoint(session: Session, job_id: str) -> Checkpoint | None:
     """Where the job's next attempt resumes."""
     query = (

@@ -172,9 +172,11 @@ def check_dataset(session: ScopedSession, spec: JobSpec, project: str) -> None:
         return
     dataset = repository.get_dataset(session, spec.data.dataset, keep=True)
     if dataset is None:
-        raise InvalidInputError.at(
-            "data.dataset", f"no dataset {spec.data.dataset}", "GET /v1/datasets lists the datasets."
+        named = repository.dataset_named(session, spec.data.dataset, project)
+        remedy = (
+            f"That is the name of {named}: write the id." if named else "GET /v1/datasets lists the datasets."
         )
+        raise InvalidInputError.at("data.dataset", f"no dataset {spec.data.dataset}", remedy)
     if dataset.project_id != project:
         raise InvalidInputError.at(
             "data.dataset",

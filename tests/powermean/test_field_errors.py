@@ -84,7 +84,24 @@ def told(contract: type, data: Any) -> list[str]:
         ),
         (
             {"training": {"steps": 0}},
-            ["training.steps: Input should be greater than or equal to 1 (given: 0)"],
+            [
+                "training.steps: Input should be greater than or equal to 1 (given: 0) "
+                "(Rollout batches to train on.)"
+            ],
+        ),
+        (
+            {"rollout": {"group_size": 1}},
+            [
+                "rollout.group_size: Input should be greater than or equal to 2 (given: 1) "
+                "(Completions per prompt (G); a group of 1 has no advantage.)"
+            ],
+        ),
+        (
+            {"algorithm": {"name": "grpo", "beta": -1.0}},
+            [
+                "algorithm.beta: Input should be greater than or equal to 0 (given: -1.0) "
+                "(Weight of the KL to the initial model (k3, token mean).)"
+            ],
         ),
         (
             {"priority": "Very High"},

@@ -128,11 +128,39 @@ def update_metrics(step: int, report: UpdateReport, lengths: Tensor) -> list[Met
         "p/share_below_0.95": _mean((defined < 0.95).double()),
         "ess/mean": _mean(of["ess"]),
         "ess/at_1": _mean(of["ess_at_1"]),
-        "ess/target": _mean(of["ess_target"]),
+        "ess/target": _mean(_targets(of["ess_target"], of["ess_at_1"])),
         "clip_fraction/mean": _mean(of["clip_fraction"]),
     }
     known = {name: value for name, value in values.items() if value is not None}
     return [metric(step, name, value, report.update) for name, value in known.items()]
+
+
+def _targets(target: Tensor, at_1: Tensor) -> Tensor:
+    """N* of all that have an N(1), so that their means compare: with equal ratios N* = N(1) = 1."""
+    return target if target.isnan().all() else torch.where(target.isnan(), at_1, target)
+
+
+# What the log says of a step; metrics of updates are averaged over the step's.
+_LOGGED = {
+    "reward": "reward",
+    "loss": "loss",
+    "grad_norm": "grad norm",
+    "p/mean": "p",
+    "ess/mean": "ESS",
+    "clip_fraction/mean": "clip",
+    "kl": "KL",
+    "entropy": "entropy",
+}
+
+
+def log_line(rows: Sequence[MetricRow]) -> str:
+    """The main numbers of a step for the attempt's log; those that it lacks are left out."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.value is not None:
+            found.setdefault(row.name, []).append(row.value)
+    means = {name: sum(found[name]) / len(found[name]) for name in _LOGGED if name in found}
+    return ", ".join(f"{_LOGGED[name]} {mean:.4g}" for name, mean in means.items())
 
 
 def trajectory_rows(report: StepReport) -> list[TrajectoryRow]:

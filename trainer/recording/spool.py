@@ -1,9 +1,13 @@
 """Passes a step's report to the supervisor and the artefact store."""
 
+import logging
+
 from powermean.contracts.trajectories import TrajectoryBatch
 from trainer.recording.report import StepReport
-from trainer.recording.rows import step_metrics, text_segment, token_segment, trajectory_rows
+from trainer.recording.rows import log_line, step_metrics, text_segment, token_segment, trajectory_rows
 from trainer.run_context import Run
+
+log = logging.getLogger(__name__)
 
 
 def record(run: Run, report: StepReport, count: int) -> None:
@@ -17,7 +21,9 @@ def record(run: Run, report: StepReport, count: int) -> None:
     if count:
         segment = token_segment(report, count, run.decode)
         tokens_at = run.store.put_bytes(f"jobs/{run.job_id}/tokens/{run.attempt}", name, segment)
-    run.report(step_metrics(report))
+    rows = step_metrics(report)
+    run.report(rows)
+    log.info("step %d: %s", report.step, log_line(rows))
     run.reporter.trajectories(
         TrajectoryBatch(
             step=report.step,

@@ -223,6 +223,8 @@ def test_the_dataset_of_a_job_must_be_there_with_its_fields(service: ServiceDriv
         assert answer.status_code == 422
         assert error_of(answer)["fields"][0]["path"] == path
         assert said in error_of(answer)["fields"][0]["message"]
+    by_name = error_of(submit(dataset="sums"))["fields"][0]
+    assert by_name["remedy"] == "That is the name of ds-1: write the id."
 
 
 def test_the_text_of_a_spec_is_kept_as_it_came(service: ServiceDriver):

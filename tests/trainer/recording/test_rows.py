@@ -16,6 +16,7 @@ from trainer.objectives import Mismatch, mismatch
 from trainer.recording.report import StepReport
 from trainer.recording.rows import (
     last_pass_metrics,
+    log_line,
     metric,
     staleness_metrics,
     step_metrics,
@@ -129,6 +130,31 @@ def test_update_numbers_are_of_defined_values_and_of_updates_that_were_made(repo
     assert (found["ratio/min"], found["ratio/max"]) == (0.5, 2.0)
     assert "distance_to_grpo" not in found
     assert "ess/target" not in found
+
+
+def test_ess_and_its_target_are_means_over_the_same_trajectories(report: StepReport) -> None:
+    """No target is solved for where all ratios are equal, but leaving it out puts N* below N(1)."""
+    ess = {
+        name: torch.tensor([*known, NAN, NAN], dtype=torch.float64)
+        for name, known in {
+            "ess": [0.9, 1.0],
+            "ess_at_1": [0.7, 1.0],
+            "ess_target": [0.9, NAN],
+        }.items()
+    }
+    update = replace(report.updates[0], values=report.updates[0].values | ess)
+    found = {
+        row.name: row.value
+        for row in step_metrics(replace(report, updates=[update, report.updates[1]]))
+        if row.update >= 0
+    }
+    assert found["ess/at_1"] == pytest.approx(0.85)
+    assert found["ess/target"] == pytest.approx(0.95) == pytest.approx(found["ess/mean"])
+
+
+def test_the_log_has_a_steps_main_numbers(report: StepReport) -> None:
+    rows = [*step_metrics(report), metric(5, "eval/reward", 0.5)]
+    assert log_line(rows) == "reward 0.75, loss 0.25, grad norm 3, p 0.5, ESS 0.9, clip 0.25, entropy 0.5"
 
 
 def test_p_of_the_last_pass_is_pooled_over_its_updates_and_earlier_passes_do_not_count(
