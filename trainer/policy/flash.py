@@ -165,12 +165,14 @@ def repeatable(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def make_repeatable() -> None:
-    """Give PyTorch's own backward pass on CUDA that strictness: a model may need what has no deterministic form."""
+    """Do so for PyTorch's own backward pass on CUDA alone: models may need what has no deterministic form."""
     try:
         backward = varlen._varlen_attn_backward
         backward.register_kernel("cuda")(repeatable(backward._init_fn))
     except AttributeError:  # they are PyTorch's private names
-        log.warning("gradients may differ between equal runs: this PyTorch hides FlashAttention's backward pass")
+        log.warning(
+            "gradients may differ between equal runs: this PyTorch hides FlashAttention's backward pass"
+        )
 
 
 _SINCE_2_12 = "enable_gqa" in inspect.signature(varlen_attn).parameters  # before, it was not asked for
