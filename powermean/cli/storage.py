@@ -147,12 +147,19 @@ def storage(
     if found.largest:
         say("")
         say_table(
-            ("largest", "size", "id", "name", "step"),
+            ("largest", "size", "id", "name", "step", "in use"),
             (
-                (one.kind, size(one.bytes), one.id, one.name, "" if one.step is None else str(one.step))
+                (
+                    one.kind,
+                    size(one.bytes),
+                    one.id,
+                    one.name,
+                    "" if one.step is None else str(one.step),
+                    one.in_use or "",
+                )
                 for one in found.largest
             ),
-            wrap=("name",),
+            wrap=("name", "in use"),
             right=("size", "step"),
         )
 

@@ -47,12 +47,13 @@ def with_reasons(session: Session, storage: ProjectStorage) -> ProjectStorage:
 def _live(session: Session, jobs: set[str]) -> dict[str, str]:
     """The states of those jobs that have not ended."""
     query = select(Job.id, Job.state).where(Job.id.in_(jobs), Job.state.in_(_LIVE))
-    return dict(session.execute(query).tuples())
+    return {row.id: row.state for row in session.execute(query)}
 
 
 def _newest_checkpoints(session: Session, jobs: set[str]) -> dict[str, int]:
-    query = select(Checkpoint.job_id, func.max(Checkpoint.step)).where(Checkpoint.job_id.in_(jobs))
-    return dict(session.execute(query.group_by(Checkpoint.job_id)).tuples())
+    newest = select(Checkpoint.job_id, func.max(Checkpoint.step).label("step"))
+    query = newest.where(Checkpoint.job_id.in_(jobs)).group_by(Checkpoint.job_id)
+    return {row.job_id: row.step for row in session.execute(query)}
 
 
 def _replayed(session: Session, jobs: set[str]) -> set[str]:

@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from tests.browser.test_accessibility import LOOKS, findings
-from tests.browser.test_pages import width_overflow
 from tests.support.browser_tabs import Tab, Tabs
 from tests.support.oidc_provider import OidcProvider, oidc_provider
 from tests.support.real_service import ADMIN_KEY, Service
@@ -109,12 +108,12 @@ def test_axe_finds_nothing_and_nothing_is_too_wide(
 ) -> None:
     tab = tabs.stranger(bypass_csp=True, **look)
     found = findings(tab, "/login")
-    assert width_overflow(tab) <= 0
+    assert tab.too_wide() == {}
     invited(service, tab)
     user_code = httpx.post(f"{service.url}/v1/device-codes", json={"client": "x"}).json()["user_code"]
     for path in ("/account", "/device", f"/device?code={user_code}", "/device?code=BBBB-BBBB"):
         found += findings(tab, path)
-        assert width_overflow(tab) <= 0, path
+        assert tab.too_wide() == {}, path
     tab.page.goto(f"/device?code={user_code}")
     tab.page.get_by_role("button", name="Allow").click()
     tab.page.wait_for_url("**/device")

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from powermean.artefacts import ArtefactStore
-from tests.support.browser_tabs import Tab, Tabs
+from tests.support.browser_tabs import Tabs
 from tests.support.real_service import ADMIN_KEY, Run, Service
 
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\n\t done"
 PHONE = {"viewport": {"width": 390, "height": 844}}
-NARROW = {"viewport": {"width": 320, "height": 640}}
 
 
 def record_trajectories(service: Service, run: Run, step: int) -> None:
@@ -44,11 +43,6 @@ def record_trajectories(service: Service, run: Run, step: int) -> None:
     run.post("trajectories", {"step": step, "rows": rows, "texts": ref.model_dump()})
 
 
-def width_overflow(tab: Tab) -> int:
-    width: int = tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth")
-    return width
-
-
 @pytest.fixture
 def run(service: Service) -> Run:
     """A job with some history and trajectories."""
@@ -60,7 +54,7 @@ def run(service: Service) -> Run:
 
 
 def test_every_page_is_quiet_and_fits_a_phone(run: Run, tabs: Tabs) -> None:
-    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE, NARROW):
+    for options in ({"color_scheme": "light"}, {"color_scheme": "dark"} | PHONE):
         tab = tabs.open(**options)
         for path in (
             "/",
@@ -78,7 +72,7 @@ def test_every_page_is_quiet_and_fits_a_phone(run: Run, tabs: Tabs) -> None:
             assert answer
             assert answer.status == 200, path
             assert tab.page.locator("h1").count() == 1, path
-            assert width_overflow(tab) <= 0, path
+            assert tab.too_wide() == {}, path
             if path == run.path:
                 tab.wait_for_points("reward", "reward", 4)
         assert tab.complaints == []

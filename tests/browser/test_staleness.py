@@ -45,5 +45,5 @@ def test_it_fits_a_phone_in_the_dark(stand_in: StandIn, token_tabs: Tabs) -> Non
     tab = signed_in(token_tabs, stand_in, color_scheme="dark", **PHONE)
     tab.page.goto("/jobs/job-a/charts")
     tab.until(lambda: drawn(tab), "the plot")
-    assert tab.page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth") <= 0
+    assert tab.too_wide() == {}
     assert tab.complaints == []

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 WAIT_MS = 20_000
+WIDTHS = (320, 360, 700, 900, 1280)  # phones, a tablet, half a screen, a laptop
+# Two frames, so that charts have followed the new width.
+OVERFLOW = """() => new Promise((told) => requestAnimationFrame(() => requestAnimationFrame(
+    () => told(document.scrollingElement.scrollWidth - innerWidth))))"""
 
 
 @dataclass
@@ -24,6 +28,18 @@ class Tab:
         self.page.goto(f"{run.path}/{part}".rstrip("/"))
         self.page.wait_for_selector("#grid[data-ready]", state="attached")
         return self
+
+    def too_wide(self) -> dict[int, int]:
+        """By how many pixels the page is wider than the window, at each of `WIDTHS` where it is."""
+        page = self.page
+        before = page.viewport_size
+        assert before
+        found: dict[int, int] = {}
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": before["height"]})
+            found[width] = page.evaluate(OVERFLOW)
+        page.set_viewport_size(before)
+        return {width: overflow for width, overflow in found.items() if overflow > 0}
 
     def until(self, done: Callable[[], Any], what: str) -> Any:
         """Let the page live until `done()` gives something true, and return that."""

@@ -35,6 +35,11 @@ def create_api(api: FakeApi) -> FastAPI:
     """The REST API over `api`."""
     app = FastAPI()
     app.add_exception_handler(RefusalError, _refusal)
+
+    @app.get("/healthz")  # forms ask before they are sent
+    def health() -> dict[str, str]:
+        return {"status": "ok"}
+
     _sessions(app)
     _people(app, api)
     add_jobs(app, api)

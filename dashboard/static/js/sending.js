@@ -18,13 +18,16 @@ async function answers() {
   }
 }
 
-// Says so where it is seen: behind an open dialog it would not be.
+// Says so where it is seen and covers nothing: at the form's buttons, or above the page for forms of one line.
 function tell(form) {
-  (form.closest("dialog") ?? document.getElementById("main")).prepend(notice);
+  const buttons = form.querySelector(".actions");
+  if (buttons) buttons.before(notice);
+  else document.getElementById("main").prepend(notice);
   notice.hidden = true;
   notice.textContent = "Not sent: the server does not answer. Your entries are kept. Try again when it is back.";
   notice.classList.remove("good");
   notice.hidden = false;
+  if (buttons) notice.scrollIntoView({ block: "nearest" });
   waiting ??= setInterval(async () => {
     if (document.hidden || !(await answers())) return;
     clearInterval(waiting);

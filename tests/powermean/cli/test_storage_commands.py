@@ -75,12 +75,18 @@ def test_storage_shows_what_takes_the_space(server: ScriptedServer) -> None:
         limit=2_000_000_000,
         over_limit=True,
         uses=(StorageUse(kind="checkpoints", bytes=3_000_000_000, count=4),),
-        largest=(StoredThing(kind="checkpoints", bytes=2_000_000_000, id="job-a", name="sorting", step=20),),
+        largest=(
+            StoredThing(
+                kind="checkpoints", bytes=2_000_000_000, id="job-a", name="sorting", step=20, in_use="it runs"
+            ),
+            StoredThing(kind="datasets", bytes=1_000, id="ds-1", name="sums"),
+        ),
     )
     server.on("GET /v1/projects/team/storage", Answer(body=found.model_dump_json().encode()))
     shown = powermean("storage", "--project", "team").output
     assert "team stores 3.0 GB of 2.0 GB: over its limit" in shown
-    assert "checkpoints  2.0 GB  job-a  sorting    20" in shown
+    assert "checkpoints  2.0 GB  job-a  sorting    20  it runs" in shown
+    assert "name     step  in use" in shown
 
 
 def test_storage_is_of_ones_default_project(server: ScriptedServer) -> None:
