@@ -20,8 +20,8 @@ from worker.settings import NodeSettings
 # same time, spinning makes two threads many times slower than one.
 PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 # glibc gives blocks above this size back as soon as they are freed. By default it raises the size to 32 MB as
-# it goes, and activations then share a heap with holes: up to a third more memory (docs/log.md).
-COMPACT = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+# it goes, and activations then share a heap with holes: up to half as much memory again (docs/log.md).
+COMPACT = {"MALLOC_MMAP_THRESHOLD_": str(2 << 20)}
 ENGINE_MARK = "POWERMEAN_ENGINE_ID"  # in the environment of all processes of an engine service
 # The worker's own: whoever has the first may claim any attempt, with the second's password make workers act.
 SECRETS = frozenset(

@@ -360,7 +360,7 @@ def _silent(attempt: Attempt, claimed: bool) -> JobError:
         return JobError(
             code="lease_lapsed",
             message=f"attempt {attempt.number} stopped sending heartbeats",
-            remedy="Check whether its node is up and can reach the server.",
+            remedy="Check whether its node is up, can reach the server and has CPU time and memory left.",
         )
     return JobError(
         code="not_claimed",

@@ -127,7 +127,7 @@ def give_up(silent: Collection[AttemptMember], attempt: Attempt) -> JobError:
         return JobError(
             code="lease_lapsed",
             message=f"{_nodes(quiet)} stopped sending heartbeats of attempt {attempt.number}",
-            remedy="Check whether each is up and can reach the server.",
+            remedy="Check whether each is up, can reach the server and has CPU time and memory left.",
         )
     return JobError(
         code=GANG_INCOMPLETE if attempt.state == "running" else "not_claimed",

@@ -34,6 +34,7 @@ def test_the_reward_is_the_share_before_the_first_mistake() -> None:
     assert rewards(answers, prompts).tolist() == [1.0, 4 / 6, 0.0]
 
 
+@pytest.mark.slow
 def test_arms_share_the_first_rollouts_and_the_token_budget_and_differ_in_p() -> None:
     arithmetic, geometric = run("grpo"), run("gmpo")
     assert arithmetic["curve"][0] == geometric["curve"][0]
@@ -43,10 +44,12 @@ def test_arms_share_the_first_rollouts_and_the_token_budget_and_differ_in_p() ->
     assert isclose(geometric["distance_to_grpo"], 1.0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run() -> None:
     assert run("pmpo-f1-0.1") == run("pmpo-f1-0.1")
 
 
+@pytest.mark.slow
 def test_stale_rollouts_are_those_of_older_weights() -> None:
     fresh, stale = run("grpo"), run("grpo", Condition("late", 2, 2, lag=2))
     assert fresh["curve"][0] == stale["curve"][0]  # both sampled by the start
@@ -88,6 +91,7 @@ def test_a_broken_off_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (left[0][1].name, left[0][2].name) == ("2x2", "gmpo")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RAW_RESULTS.exists(), reason="the sweep's records are not there")
 def test_the_documents_tables_are_those_of_the_committed_records() -> None:
     records = read_records(RAW_RESULTS)

@@ -139,6 +139,7 @@ def test_who_looks_alike_is_told_apart_and_no_name_is_markup(
         assert [one for one in shown.all("script") if "alert" in one.text] == []
 
 
+@pytest.mark.slow
 def test_the_owner_of_a_job_is_told_apart(service: ServiceDriver, admin: TestClient) -> None:
     person, ada = someone(service, LOOK_ALIKE)
     ada.post("/v1/jobs", json=example_spec()).raise_for_status()
@@ -178,6 +179,7 @@ def test_a_maintainer_adds_changes_and_removes(service: ServiceDriver) -> None:
     assert unknown.all("input", name="person")[-1].attributes["value"] == "x@example.org"
 
 
+@pytest.mark.slow
 def test_who_leaves_a_project_is_told_so(service: ServiceDriver) -> None:
     me, ada = someone(service, role="maintainer")
     assert "Leave team-a?" in page(ada.get(f"/projects/team-a/members/{me}/remove")).text
@@ -187,6 +189,7 @@ def test_who_leaves_a_project_is_told_so(service: ServiceDriver) -> None:
     assert "in no project" in page(ada.get("/new")).text
 
 
+@pytest.mark.slow
 def test_administrators_create_and_rename_projects(admin: TestClient) -> None:
     made = admin.post("/projects", data={"name": "team-b", "title": HOSTILE})
     assert made.headers["location"] == "/projects/team-b"
@@ -203,6 +206,7 @@ def test_administrators_create_and_rename_projects(admin: TestClient) -> None:
         assert page(admin.post(path, data=form), 422).one("ul", class_="fields")
 
 
+@pytest.mark.slow
 def test_deactivating_asks_first_and_ends_sessions(service: ServiceDriver, admin: TestClient) -> None:
     person, ada = someone(service)
     assert "sessions end at once" in page(admin.get(f"/people/{person}/deactivate")).text
@@ -213,6 +217,7 @@ def test_deactivating_asks_first_and_ends_sessions(service: ServiceDriver, admin
     assert page(admin.post(f"/people/{person}/invite")).one("code", class_="copy")
 
 
+@pytest.mark.slow
 def test_roles_in_the_cluster_are_given_and_the_last_administrator_stays(
     service: ServiceDriver, admin: TestClient
 ) -> None:
@@ -226,6 +231,7 @@ def test_roles_in_the_cluster_are_given_and_the_last_administrator_stays(
     assert "last administrator" in last.text
 
 
+@pytest.mark.slow
 def test_another_sites_forms_change_nothing(service: ServiceDriver, admin: TestClient) -> None:
     person, _ = someone(service)
     forms = {
@@ -266,6 +272,7 @@ def test_the_switch_is_remembered_and_an_open_page_keeps_its_own(
     assert len(page(admin.get("/")).one("tbody").all("tr")) == 2
 
 
+@pytest.mark.slow
 def test_one_project_needs_no_switch(service: ServiceDriver) -> None:
     _, ada = someone(service)
     ada.post("/v1/jobs", json=example_spec()).raise_for_status()
@@ -276,6 +283,7 @@ def test_one_project_needs_no_switch(service: ServiceDriver) -> None:
     assert "project" not in names_of_fields(page(ada.get("/new")))
 
 
+@pytest.mark.slow
 def test_a_project_of_others_is_not_found_with_a_way_on(service: ServiceDriver) -> None:
     _, ada = someone(service)
     for path in ("/?project=default", "/projects/default", "/projects/default/datasets", "/projects/nothing"):
@@ -291,6 +299,7 @@ def test_a_refusal_says_who_one_is(service: ServiceDriver) -> None:
     assert "signed in as Ada" in " ".join(shown.one("main").text.split())
 
 
+@pytest.mark.slow
 def test_a_job_goes_to_the_chosen_project_unless_its_spec_names_one(
     service: ServiceDriver, admin: TestClient
 ) -> None:

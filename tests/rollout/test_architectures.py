@@ -18,6 +18,7 @@ from trainer.weights.probe import probe
 PROMPTS = ((10, 4, 11, 7), (9, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alibi", "own attention", "gpt2", "window"])
 def test_the_engine_serves_it(name: str, tmp_path: Path, make_engine: MakeEngine) -> None:
     model = small_model(name)

@@ -68,6 +68,7 @@ def refused(call: Callable[[], object]) -> EngineError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_the_engine_samples_from_the_trainers_own_weights(pair: Pair) -> None:
     """From the first publish on, of the version that the engine has of itself; none sends a byte after it."""
     assert "in_place" in pair.engine.state().methods
@@ -85,6 +86,7 @@ def test_the_engine_samples_from_the_trainers_own_weights(pair: Pair) -> None:
     assert len(list(pair.shared_memory.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_sampled_between_a_hold_and_the_next_publish(pair: Pair) -> None:
     pair.publish(0)
     for _ in range(2):  # it may be said twice

@@ -33,6 +33,7 @@ class InProcess:
         self._engine.publish(request)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["shm", "store"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_engine_serves_what_the_trainer_publishes(

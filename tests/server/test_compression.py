@@ -2,6 +2,8 @@
 
 import gzip
 
+import pytest
+
 from powermean.artefacts import ArtefactStore
 from tests.support.live_server import listening, stream
 from tests.support.reports import post_rows, row
@@ -21,6 +23,7 @@ def test_a_history_is_sent_compressed_if_the_client_accepts_it(service):
     assert gzip.decompress(sent) == plain.content
 
 
+@pytest.mark.slow
 def test_events_and_files_are_sent_as_they_are(service):
     attempt = service.running()
     job_id = attempt.claim.job_id

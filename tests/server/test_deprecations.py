@@ -120,6 +120,7 @@ def test_answers_have_both_names(service: ServiceDriver):
     assert row.items() >= (shared | {"lag": 2, "staleness": 2}).items()
 
 
+@pytest.mark.slow
 def test_an_attempt_may_report_under_old_names(service: ServiceDriver):
     """One that was started before the server was replaced."""
     attempt = service.running()
@@ -142,6 +143,7 @@ def test_a_stored_spec_with_old_names_reads(service: ServiceDriver):
     assert shown.model_dump().items() >= NEW_ALGORITHM.items()
 
 
+@pytest.mark.slow
 def test_a_stored_trajectory_with_old_names_reads(service: ServiceDriver):
     """Mixed with new ones: their means go over both."""
     attempt = service.running()

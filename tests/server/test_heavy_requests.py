@@ -63,6 +63,7 @@ def test_a_spec_as_json(service: ServiceDriver, body: str):
     assert len(answer.content) < 20_000
 
 
+@pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize("field", ["n" * 60 + "{}", "n{}"], ids=["names", "fields"])
 def test_a_replay(service: ServiceDriver, field: str):

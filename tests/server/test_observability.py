@@ -42,6 +42,7 @@ def test_paths_that_are_no_route_make_one_series(service):
     assert sample(service, 'powermean_request_seconds_count{method="GET",route="none",status="404"}') == 2
 
 
+@pytest.mark.slow
 def test_invented_methods_make_one_series(service):
     for number in range(50):
         assert service.person.request(f"M{number}", "/v1/jobs").status_code == 405

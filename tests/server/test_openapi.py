@@ -40,6 +40,7 @@ def test_every_operation_says_what_it_does_and_how_it_refuses(document):
                 assert reference == "#/components/schemas/ErrorResponse", (path, verb, status)
 
 
+@pytest.mark.slow
 def test_everything_but_health_and_sign_in_needs_a_credential(document):
     unprotected = {
         (path, verb) for path, verb, operation in operations(document) if not operation.get("security")

@@ -34,6 +34,7 @@ def signed_in(answer: Response) -> dict[str, str]:
 
 
 # nginx replaces the Host header, others keep it
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1:8700", "pm.example.org:8443"])
 def test_a_session_is_opened_used_and_closed(behind: ServiceDriver, host: str):
     browser = TestClient(behind.app, base_url=f"http://{host}", follow_redirects=False)

@@ -224,6 +224,7 @@ def await_health(url: str, server: subprocess.Popen[bytes]) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_where_the_store_s_disk_is_not_mounted_no_new_store_is_made(service: ServiceDriver, tmp_path: Path):
     full_job(service)

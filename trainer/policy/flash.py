@@ -1,9 +1,10 @@
 """Attention in a tree by FlashAttention for sequences of unequal length: on CUDA, in bfloat16."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,8 @@ from trainer.policy.token_tree import Attend, Chain, TokenTree, moved
 
 HEAD_SIZE = 256  # at most
 
+log = logging.getLogger(__name__)
+
 
 def flash_serves(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether FlashAttention takes what a model's layers hand to it."""
@@ -29,6 +32,7 @@ def flash_serves(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
 
 def by_flash(tree: TokenTree) -> Attend:
     """FlashAttention over chains, with the paths that lead to them."""
+    make_repeatable()
     return _Flash.of(tree)
 
 
@@ -159,8 +163,17 @@ def repeatable(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return strict
 
 
-# Here and not around the whole backward pass: a model may need what has no deterministic form.
-varlen._varlen_attn_backward.register_kernel("cuda")(repeatable(varlen._varlen_attn_backward._init_fn))
+@cache
+def make_repeatable() -> None:
+    """Do so for PyTorch's own backward pass on CUDA alone: models may need what has no deterministic form."""
+    try:
+        backward = varlen._varlen_attn_backward
+        backward.register_kernel("cuda")(repeatable(backward._init_fn))
+    except AttributeError:  # they are PyTorch's private names
+        log.warning(
+            "gradients may differ between equal runs: this PyTorch hides FlashAttention's backward pass"
+        )
+
 
 _SINCE_2_12 = "enable_gqa" in inspect.signature(varlen_attn).parameters  # before, it was not asked for
 

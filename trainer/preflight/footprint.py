@@ -1,7 +1,6 @@
 """What one rank of a job's trainer takes at its peak, from the spec and the model's folder: no PyTorch.
 
-An estimate, within 15 % of what was measured (docs/hardware.md, `python benchmarks/memory.py`), except for an
-adapter on a CPU, which takes half as much again (docs/log.md).
+An estimate, within 15 % of what was measured (docs/hardware.md, `python benchmarks/memory.py`).
 """
 
 from collections.abc import Mapping

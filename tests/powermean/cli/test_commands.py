@@ -181,6 +181,7 @@ def test_what_a_cancel_did_is_said(server: ScriptedServer, state: JobState, said
     assert powermean("cancel", "job-a").stdout.strip() == said
 
 
+@pytest.mark.slow
 def test_lists_go_through_all_pages(server: ScriptedServer) -> None:
     one = Dataset(
         id="ds-1", name="a", rows=1, fields=(), sha256="0" * 64, size=1, project="default",

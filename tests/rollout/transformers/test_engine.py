@@ -117,6 +117,7 @@ def test_frequencies_are_the_models_probabilities(engine: TransformersEngine, ti
         assert probabilities.max() - probabilities.min() > 0.1  # so that a uniform choice would fail
 
 
+@pytest.mark.slow
 def test_equal_requests_give_equal_bits(make_engine: MakeEngine, engine: TransformersEngine) -> None:
     request = _request(n=4)
     first = engine.generate(request, Event()).completions
@@ -143,6 +144,7 @@ def test_greedy_takes_the_likeliest_token(engine: TransformersEngine, tiny_folde
     assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_completion_ends_with_the_token_that_completes_a_stop_string(engine: TransformersEngine) -> None:
     stop = ("4", "=1", "\n")
     completions = _flat(engine.generate(_request(n=40, new=12, stop=stop), Event()))
@@ -182,6 +184,7 @@ def test_the_end_token_in_a_prompt_is_a_token_like_any_other(
             assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_completion_ends_with_the_tokenizers_end_token(
     tmp_path: Path, tiny_folder: Path, make_engine: MakeEngine
 ) -> None:
@@ -197,6 +200,7 @@ def test_a_completion_ends_with_the_tokenizers_end_token(
     assert not any({0, END_ID} & set(one.token_ids[:-1]) for one in completions)
 
 
+@pytest.mark.slow
 def test_a_model_with_a_sliding_window_is_sampled_exactly(tmp_path: Path, make_engine: MakeEngine) -> None:
     folder = save_tiny_model(tmp_path / "model")
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ def test_draws_fall_into_the_tokens_shares() -> None:
     assert _tokens([0.0, 0.2499, 0.2501, 0.7499, 0.7501, NEXT_BELOW_1]) == [1, 1, 3, 3, 4, 4]
 
 
+@pytest.mark.slow
 def test_tokens_of_probability_zero_are_never_drawn() -> None:
     draws = torch.linspace(0, NEXT_BELOW_1, 10_001, dtype=torch.float64).tolist()
     assert set(_tokens(draws)) == {1, 3, 4}

@@ -65,6 +65,7 @@ def test_the_list_comes_in_pages(service):
         assert refused.status_code == 422, refused.text
 
 
+@pytest.mark.slow
 def test_a_stored_dataset_is_what_was_sent(service):
     made = upload(service, ROWS).json()
     store = ArtefactStore(service.settings.artefacts_url)
@@ -144,6 +145,7 @@ def test_a_broken_dataset_of_an_older_version_is_listed_and_deleted(service):
     assert service.person.get("/v1/datasets").json()["items"] == []
 
 
+@pytest.mark.slow
 def test_a_dataset_is_deleted_unless_a_live_job_trains_on_it(service):
     made = upload(service, ROWS).json()
     path = f"/v1/datasets/{made['id']}"
@@ -201,6 +203,7 @@ def test_a_dataset_above_the_limit_is_refused(settings):
         service.close()
 
 
+@pytest.mark.slow
 def test_a_log_is_stored_once_however_it_is_cut(service):
     attempt = service.running()
     text = "step 1: größer ✓\nstep 2: 😀\n"
@@ -227,6 +230,7 @@ def test_a_gap_in_a_log_is_refused_with_the_offset_to_go_on_from(service):
     assert "byte 3" in error_of(answer)["remedy"]
 
 
+@pytest.mark.slow
 def test_pieces_of_a_log_posted_at_the_same_time_are_stored_once(service):
     attempt = service.running()
     with ThreadPoolExecutor(6) as pool:
@@ -236,6 +240,7 @@ def test_pieces_of_a_log_posted_at_the_same_time_are_stored_once(service):
     assert service.person.get(f"/v1/jobs/{attempt.claim.job_id}/logs").json()["next_offset"] == 9
 
 
+@pytest.mark.slow
 def test_each_attempt_has_a_log_of_its_own(service):
     first = service.running()
     job_id = first.claim.job_id
@@ -309,6 +314,7 @@ def finished(service):
     return job_id, contents
 
 
+@pytest.mark.slow
 def test_the_final_models_files_are_listed_and_downloaded(service, finished):
     job_id, contents = finished
     listed = service.person.get(f"/v1/jobs/{job_id}/files").json()["files"]

@@ -167,6 +167,7 @@ def test_a_final_model_is_only_downloaded(
     assert (tmp_path / "model" / "config.json").read_text() == "the model"
 
 
+@pytest.mark.slow
 def test_without_pytorch_a_checkpoint_can_not_be_converted(
     server: ServiceDriver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

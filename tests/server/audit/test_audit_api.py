@@ -40,6 +40,7 @@ def test_a_sign_out_names_the_person(service: ServiceDriver) -> None:
     assert (entry.actor, entry.actor_name) == ("person-administrator", "administrator")
 
 
+@pytest.mark.slow
 def test_reads_and_the_work_of_nodes_are_not_recorded(service: ServiceDriver) -> None:
     attempt = service.running()
     before = len(log(service))
@@ -148,6 +149,7 @@ def test_pages_and_filters(service: ServiceDriver) -> None:
 READERS = {"maintainer": (403, 200), "member": (403, 403), "viewer": (403, 403)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("rest", ["", "/export"])
 def test_who_reads_it(service: ServiceDriver, rest: str) -> None:

@@ -50,6 +50,7 @@ def test_a_lease_from_the_future_is_void(service: ServiceDriver, holder: str):
     assert seconds_ahead(service, Leader.expires_at) <= service.settings.leader_lease_s
 
 
+@pytest.mark.slow
 def test_nothing_waits_or_lives_an_hour_longer(service: ServiceDriver):
     attempt = service.running()
     waiting = service.queued()
@@ -108,6 +109,7 @@ def turn(service: ServiceDriver) -> None:
     service.scheduler.turn()
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_an_hour_ahead_for_seconds_ends_nothing(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
 ):

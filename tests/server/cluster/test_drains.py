@@ -52,6 +52,7 @@ def silence(service: ServiceDriver) -> None:
         session.execute(update(Node).values(seen_at=long_ago))
 
 
+@pytest.mark.slow
 def test_what_runs_on_a_draining_node_goes_on_at_another(service: ServiceDriver):
     attempt = service.running()
     service.report("node-2")
@@ -75,6 +76,7 @@ def test_what_runs_on_a_draining_node_goes_on_at_another(service: ServiceDriver)
         assert first.ordered_at is not None
 
 
+@pytest.mark.slow
 def test_a_job_with_no_other_node_waits_and_names_it(service: ServiceDriver):
     attempt = service.running()
     say(service, "drain", reason="kernel update")
@@ -191,6 +193,7 @@ def test_draining_twice_is_draining_once(service: ServiceDriver):
     leave(attempt)
 
 
+@pytest.mark.slow
 def test_one_who_is_told_to_leave_leaves_though_the_node_was_opened(service: ServiceDriver):
     attempt = service.running()
     say(service, "drain")
@@ -211,6 +214,7 @@ def test_what_was_opened_before_the_order_is_left_alone(service: ServiceDriver):
     assert order(attempt) == "continue"
 
 
+@pytest.mark.slow
 def test_a_cancel_is_not_softened(service: ServiceDriver):
     attempt = service.running()
     service.person.post(f"/v1/jobs/{attempt.claim.job_id}/cancel")
@@ -219,6 +223,7 @@ def test_a_cancel_is_not_softened(service: ServiceDriver):
     assert order(attempt) == "cancel"
 
 
+@pytest.mark.slow
 def test_a_dead_node_that_drains_stays_closed_when_it_is_back(service: ServiceDriver):
     attempt = service.running()
     silence(service)
@@ -249,6 +254,7 @@ def placed(service: ServiceDriver, engine_id: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_an_engine_moves_when_its_jobs_have_left(service: ServiceDriver):
     both = ("transformers", "vllm")
     service.report(gpus=2, engines=both)

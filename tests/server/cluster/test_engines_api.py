@@ -66,6 +66,7 @@ def engine_of(service: ServiceDriver, job_id: str) -> str | None:
     return rollout.engine_id
 
 
+@pytest.mark.slow
 def test_the_way_of_an_engine_from_its_declaration_to_its_end(service: ServiceDriver):
     engine_id = declared(service)
     assert (shown(service, engine_id).state, shown(service, engine_id).node) == ("waiting", None)
@@ -109,6 +110,7 @@ def test_names_are_unique_and_fields_are_checked(service: ServiceDriver):
     assert service.person.get("/v1/engines/engine-none").status_code == 404
 
 
+@pytest.mark.slow
 def test_lora_jobs_share_it_and_their_claims_say_where(service: ServiceDriver):
     order = ready(service)
     jobs = [service.queued(**lora_job()) for _ in range(3)]
@@ -125,6 +127,7 @@ def test_lora_jobs_share_it_and_their_claims_say_where(service: ServiceDriver):
     assert shown(service, order.id).jobs == tuple(sorted(jobs[:2]))
 
 
+@pytest.mark.slow
 def test_a_slot_is_free_when_the_attempt_has_ended(service: ServiceDriver):
     order = ready(service, max_adapters=1)
     first, second = (service.queued(**lora_job("shared")) for _ in range(2))
@@ -138,6 +141,7 @@ def test_a_slot_is_free_when_the_attempt_has_ended(service: ServiceDriver):
     assert engine_of(service, second) == order.id
 
 
+@pytest.mark.slow
 def test_a_lapsed_attempts_slot_is_its_jobs_own_again(service: ServiceDriver):
     order = ready(service, max_adapters=1)
     job = service.queued(**lora_job("shared"))
@@ -151,6 +155,7 @@ def test_a_lapsed_attempts_slot_is_its_jobs_own_again(service: ServiceDriver):
     assert service.job(job).attempt == 2
 
 
+@pytest.mark.slow
 def test_jobs_that_it_does_not_serve_get_their_own(service: ServiceDriver):
     ready(service)
     too_high = service.queued(**lora_job(rank=16))
@@ -191,6 +196,7 @@ def test_a_project_that_it_names_exists(service: ServiceDriver):
     assert error_of(answer)["fields"][0]["path"] == "projects.1"
 
 
+@pytest.mark.slow
 def test_a_restarting_engine_keeps_its_jobs_and_takes_no_new_ones(service: ServiceDriver):
     order = ready(service)
     first = service.queued(**lora_job("shared"))
@@ -226,6 +232,7 @@ def test_a_removed_engine_serves_its_jobs_to_their_end(service: ServiceDriver):
     assert service.person.get("/v1/engines").json()["items"] == []
 
 
+@pytest.mark.slow
 def test_its_gpu_goes_to_no_job_until_its_process_is_gone(service: ServiceDriver):
     declared(service, gpus=1)
     order = placed(service, gpus=1, cpu_slots=0)
@@ -245,6 +252,7 @@ def test_its_gpu_goes_to_no_job_until_its_process_is_gone(service: ServiceDriver
     assert service.job(job).state is JobState.STARTING
 
 
+@pytest.mark.slow
 def test_an_engine_of_a_silent_node_moves_once_no_attempt_may_use_it(service: ServiceDriver):
     order = ready(service)
     job = service.queued(**lora_job("shared"))
@@ -281,6 +289,7 @@ def test_a_new_leader_leaves_engines_where_they_are_until_nodes_had_time_to_repo
     assert shown(service, order.id).why is None
 
 
+@pytest.mark.slow
 def test_a_job_that_publishes_through_shared_memory_shares_no_engine_of_another_host(service: ServiceDriver):
     declared(service)
     order = placed(service, cpu_slots=4)
@@ -293,6 +302,7 @@ def test_a_job_that_publishes_through_shared_memory_shares_no_engine_of_another_
     assert "rollout.publish to auto" in (service.job(jobs[1]).phase or "")
 
 
+@pytest.mark.slow
 def test_an_engine_that_other_nodes_reach_serves_their_trainers(service: ServiceDriver):
     declared(service)
     order = placed(service, cpu_slots=0)
@@ -312,6 +322,7 @@ def test_a_worker_that_came_back_is_told_what_to_run(service: ServiceDriver):
     assert shown(service, order.id).state == "starting"
 
 
+@pytest.mark.slow
 def test_an_engine_that_failed_says_why_and_jobs_do_without(service: ServiceDriver):
     order = ready(service)
     error = {"code": "vllm_missing", "message": "not installed"}
@@ -326,6 +337,7 @@ def test_an_engine_that_failed_says_why_and_jobs_do_without(service: ServiceDriv
     assert service.job(must).phase == "waiting for engine smol to be ready (failed)"
 
 
+@pytest.mark.slow
 def test_a_slot_of_an_engine_is_no_cpu_slot(service: ServiceDriver):
     ready(service, cpu_slots=2)
     jobs = [service.queued(**lora_job("shared")) for _ in range(2)]

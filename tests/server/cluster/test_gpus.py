@@ -57,6 +57,7 @@ def test_an_unhealthy_gpu_gets_no_work_and_those_who_wait_say_why(service: Servi
     assert service.claim(f"{job_id}.1").claim.allocations[0].gpu_uuids == ("GPU-2",)
 
 
+@pytest.mark.slow
 def test_what_runs_on_a_gpu_that_falls_ill_goes_on(service: ServiceDriver):
     put(service, gpu())
     job_id = service.queued(resources={"gpus": 1})
@@ -70,6 +71,7 @@ def test_what_runs_on_a_gpu_that_falls_ill_goes_on(service: ServiceDriver):
     assert service.job(job_id).state is JobState.QUEUED
 
 
+@pytest.mark.slow
 def test_a_gpu_is_its_first_reporter_s_as_long_as_that_lives(service: ServiceDriver):
     put(service, gpu())
     put(service, gpu(), gpu("GPU-2"), node_id="node-0")  # the name does not decide
@@ -89,6 +91,7 @@ def test_a_gpu_is_its_first_reporter_s_as_long_as_that_lives(service: ServiceDri
     assert service.job(job_ids[2]).state is JobState.QUEUED
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_new_name_gets_its_gpus_when_nothing_of_the_old_one_runs(service: ServiceDriver):
     put(service, gpu())
     job_id = service.queued(resources={"gpus": 1})
@@ -107,6 +110,7 @@ def test_a_worker_with_a_new_name_gets_its_gpus_when_nothing_of_the_old_one_runs
     assert sorted(started.values()) == [JobState.QUEUED, JobState.STARTING]
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_gone_while_an_attempt_holds_it_is_shown_and_stays_held(
     service: ServiceDriver,
 ):
@@ -166,6 +170,7 @@ def test_numbers_that_always_change_plan_nothing_anew(service: ServiceDriver):
     assert [one.plan for one in told] == [True]
 
 
+@pytest.mark.slow
 def test_a_sample_is_kept_of_each_ten_seconds_for_an_hour(service: ServiceDriver):
     attempt = service.running()
     use = [{"attempt_id": attempt.id, "cpu": 1.5, "memory_mb": 300}]
@@ -195,6 +200,7 @@ def test_a_sample_is_kept_of_each_ten_seconds_for_an_hour(service: ServiceDriver
         assert session.scalar(select(func.count()).select_from(NodeSample)) == 0
 
 
+@pytest.mark.slow
 def test_others_see_nothing_of_an_attempt_in_samples(service: ServiceDriver):
     service.project("theirs")
     attempt = service.running(project="theirs")

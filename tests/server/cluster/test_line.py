@@ -29,6 +29,7 @@ def rows_read(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(line, "_read", read)
 
 
+@pytest.mark.slow
 def test_a_turn_reads_only_jobs_that_changed(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
     jobs = [service.queued() for _ in range(6)]
     service.scheduler.turn()
@@ -47,6 +48,7 @@ def test_a_turn_reads_only_jobs_that_changed(service: ServiceDriver, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_what_did_not_change_is_not_planned_again(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
     planned: list[ClusterState] = []
     plan = scheduler.plan

@@ -65,6 +65,7 @@ def test_who_was_refused_and_has_the_name_later_is_no_rival_of_itself(service: S
     assert report(service, "second", "2").json()["rival"] is None
 
 
+@pytest.mark.slow
 def test_what_one_worker_runs_another_cannot_report_gone(service: ServiceDriver):
     """A frozen supervisor's lease runs out while its worker is silent: its slot is not free."""
     attempt = service.running()
@@ -77,6 +78,7 @@ def test_what_one_worker_runs_another_cannot_report_gone(service: ServiceDriver)
     assert nodes(service)[0]["attempts"] == [attempt.id]
 
 
+@pytest.mark.slow
 def test_a_report_that_a_frozen_server_took_late_changes_nothing(service: ServiceDriver):
     """It is from before the attempt began, whose processes hold the slot still."""
     attempt = service.running()
@@ -124,6 +126,7 @@ def test_a_name_is_free_when_its_worker_is_gone(service: ServiceDriver):
     assert [(node["hostname"], node["attempts"]) for node in nodes(service)] == [("second", [])]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_can_be_removed(service: ServiceDriver):
     attempt = service.running()
     alive = service.person.delete("/v1/nodes/node-1")

@@ -144,6 +144,7 @@ def test_nothing_is_sent_about_a_cancelled_job(service: ServiceDriver):
     assert service.sender.sent == []
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_down_is_survived(service: ServiceDriver, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
     service.report()

@@ -37,6 +37,7 @@ def test_schedulers_at_once_start_each_job_once(service: ServiceDriver):
         assert Counter(held) == {"node-1": 2, "node-2": 1}
 
 
+@pytest.mark.slow
 def test_relays_at_once_send_each_message_once(service: ServiceDriver):
     service.report("node-1", cpu_slots=20)
     jobs = [service.queued() for _ in range(10)]

@@ -43,6 +43,7 @@ def silence_node(service: ServiceDriver, node_id: str) -> None:
         session.execute(update(Node).where(Node.id == node_id).values(seen_at=seen_at))
 
 
+@pytest.mark.slow
 def test_jobs_start_first_come_first_served(service: ServiceDriver):
     first, second = service.queued(), service.queued()
     service.report(cpu_slots=1)
@@ -72,6 +73,7 @@ def test_a_job_that_publishes_as_only_vllm_can_goes_where_vllm_is(service: Servi
     assert {part.node_id for part in service.job(job_id).attempts[0].allocations} == {"node-2"}
 
 
+@pytest.mark.slow
 def test_a_split_job_holds_its_engines_gpu_as_well(service: ServiceDriver):
     service.report(gpus=3, cpu_slots=0)
     split, other = (service.queued(resources={"gpus": 1, "placement": "split"}) for _ in range(2))
@@ -115,6 +117,7 @@ def test_a_job_is_not_checked_on_a_full_disk(service: ServiceDriver):
     assert service.job(job_id).phase == CHECKING
 
 
+@pytest.mark.slow
 def test_a_job_says_which_node_checks_it_since_when(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
     job_id, other = service.submit(), service.submit()
     now = datetime(2126, 11, 27, 12, 4, 59, tzinfo=UTC)  # no clock has got there: nodes were seen before it
@@ -155,6 +158,7 @@ def test_a_job_says_why_a_node_could_not_use_the_store(service: ServiceDriver):
     assert service.job(job_id).error.message == "there is none"
 
 
+@pytest.mark.slow
 def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceDriver):
     attempt = service.running()
     error = {"code": "disk_full", "message": "The disk of /data on the node is full."}
@@ -174,6 +178,7 @@ def test_a_job_that_met_a_full_disk_waits_for_room_and_goes_on(service: ServiceD
     service.claim(f"{job_id}.2")
 
 
+@pytest.mark.slow
 def test_what_a_lapsed_attempt_holds_is_free_once_its_processes_are_gone(service: ServiceDriver):
     attempt = service.running()
     service.let_lease_run_out(attempt.id)
@@ -261,6 +266,7 @@ def test_another_replica_takes_over(service: ServiceDriver, end):
     assert service.job(job_id).state is JobState.STARTING
 
 
+@pytest.mark.slow
 def test_a_new_leader_extends_all_leases_before_it_reaps(service: ServiceDriver):
     attempt = service.running()
     unclaimed = service.queued()
@@ -317,6 +323,7 @@ def test_standing(database: Database):
     assert standing("a") is Standing.FOLLOWER
 
 
+@pytest.mark.slow
 def test_nodes_show_what_they_have_and_hold(service: ServiceDriver):
     attempt = service.running()
     service.report("node-2", gpus=2, cpu_slots=0)

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import update
 
 from powermean.contracts.api import JobState
@@ -48,6 +49,7 @@ def patient(service: ServiceDriver) -> None:
     service.scheduler.settings = service.settings
 
 
+@pytest.mark.slow
 def test_an_owner_takes_its_quota_back_and_the_borrower_goes_on_later(service: ServiceDriver):
     patient(service)
     owner, borrower = quota(service, "team-a", gpu_quota=1), quota(service, "team-b")
@@ -73,6 +75,7 @@ def test_an_owner_takes_its_quota_back_and_the_borrower_goes_on_later(service: S
     assert service.job(runs).attempts[-1].number == 2
 
 
+@pytest.mark.slow
 def test_a_place_is_kept_also_when_the_one_that_left_it_is_paused(service: ServiceDriver):
     patient(service)
     owner, borrower = quota(service, "team-a", gpu_quota=1), quota(service, "team-b")
@@ -93,6 +96,7 @@ def test_a_place_is_kept_also_when_the_one_that_left_it_is_paused(service: Servi
     assert [service.job(one).state for one in (waits, first)] == [JobState.STARTING, JobState.QUEUED]
 
 
+@pytest.mark.slow
 def test_priority_goes_first_within_a_project_and_no_further(service: ServiceDriver):
     patient(service)
     ours, theirs = quota(service, "team-a"), quota(service, "team-b")
@@ -119,6 +123,7 @@ def test_nobody_is_stopped_who_has_hardly_begun(service: ServiceDriver):
     assert order(service, runs) == ("continue", None)
 
 
+@pytest.mark.slow
 def test_a_projects_limit_holds_and_blocks_nobody_else(service: ServiceDriver):
     limited, free = quota(service, "team-a", gpu_limit=1), quota(service, "team-b")
     service.report(gpus=3, cpu_slots=0)
@@ -131,6 +136,7 @@ def test_a_projects_limit_holds_and_blocks_nobody_else(service: ServiceDriver):
     assert service.job(large).phase == "its project may have 1 GPU, and the job needs 2"
 
 
+@pytest.mark.slow
 def test_a_waiting_job_is_told_why_and_nobody_is_told_of_projects_that_they_cannot_see(
     service: ServiceDriver,
 ):
@@ -153,6 +159,7 @@ def test_a_waiting_job_is_told_why_and_nobody_is_told_of_projects_that_they_cann
         assert named not in (service.job(ours).phase or "")
 
 
+@pytest.mark.slow
 def test_the_hours_that_a_job_may_still_run_are_known_to_the_plan(service: ServiceDriver):
     project = quota(service, "team-a")
     service.report(gpus=1, cpu_slots=0)

@@ -67,6 +67,7 @@ def test_a_leader_that_was_replaced_after_the_plan_starts_nothing(
     assert [attempt.number for attempt in service.job(job_id).attempts] == [1]
 
 
+@pytest.mark.slow
 def test_a_long_line_is_told_little_by_little(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scheduler, "PHASES_AT_ONCE", 3)
     monkeypatch.setattr(scheduler, "PHASES_A_TURN", 6)

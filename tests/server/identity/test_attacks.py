@@ -57,6 +57,7 @@ def test_a_leaked_key_reaches_no_key_that_allows_more(service: ServiceDriver, pr
     assert leaked.delete(f"/v1/keys/{listed[0]['id']}").status_code == 204  # whoever finds it may end it
 
 
+@pytest.mark.slow
 def test_what_a_leaked_key_made_ends_with_it_if_wanted(service: ServiceDriver, projects):
     ada = service.someone(project="ours")
     other = key_of(service, ada)
@@ -154,6 +155,7 @@ def test_who_comes_back_gets_no_old_key_back(service: ServiceDriver):
     assert ada.get("/v1/me").status_code == 401
 
 
+@pytest.mark.slow
 def test_a_maintainer_turns_nobodys_jobs_to_their_project(service: ServiceDriver, projects):
     victim = service.someone(project="theirs")
     me = victim.get("/v1/me").json()["id"]
@@ -224,6 +226,7 @@ def test_a_key_for_another_project_is_refused_like_one_for_none(service: Service
     assert theirs.text.replace("theirs", "nothing") == missing.text
 
 
+@pytest.mark.slow
 def test_an_idempotency_key_of_another_project_or_person_tells_nothing(service: ServiceDriver, projects):
     ada = service.someone(project="theirs")
     me = ada.get("/v1/me").json()["id"]

@@ -96,6 +96,7 @@ def test_a_leavers_word_does_not_count(service):
     assert claim(service, started).status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_codes_are_handed_out_and_tried_at_a_measured_pace(service):
     browser = with_password(service)

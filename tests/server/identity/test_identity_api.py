@@ -124,6 +124,7 @@ def test_the_settings_key_is_an_administrators(service):
     )
 
 
+@pytest.mark.slow
 def test_a_refusal_says_whom_to_ask(service):
     maintainer, member = service.someone("maintainer"), service.someone("member")
     limit = "/v1/projects/default/storage/limit"
@@ -147,6 +148,7 @@ def test_nodes_and_people_have_doors_of_their_own(service):
     assert service.anyone.post("/v1/sessions", json={"key": NODE_TOKEN}).status_code == 401
 
 
+@pytest.mark.slow
 def test_an_attempts_token_is_for_reporting_on_itself(service):
     attempt = service.running()
     mine = service.app.state.key_pair.private_pem

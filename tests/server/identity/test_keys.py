@@ -52,6 +52,7 @@ def test_a_nodes_token_is_for_its_node(service):
     assert service.person.post("/v1/keys", json={"name": "k", "node": "gpu-1"}).status_code == 422
 
 
+@pytest.mark.slow
 def test_no_token_passes_for_another_kind(service):
     """An attempt's token is no person's key, a session no bearer key, a key no session, a code neither."""
     attempt = service.running()

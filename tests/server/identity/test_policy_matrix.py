@@ -170,6 +170,7 @@ def test_each_role_may_what_the_policy_says_and_sees_nothing_of_others(service: 
     assert cases > 300
 
 
+@pytest.mark.slow
 def test_what_is_new_goes_where_its_maker_may_add(service: ServiceDriver, ours):
     viewer, member = (service.someone(role, project="ours") for role in ("viewer", "member"))
     for path, body in (("/v1/jobs", example_spec()), ("/v1/jobs", example_spec(project="ours"))):
@@ -184,6 +185,7 @@ def test_what_is_new_goes_where_its_maker_may_add(service: ServiceDriver, ours):
     assert member.post("/v1/datasets?project=theirs", content=b"{}").status_code == 422
 
 
+@pytest.mark.slow
 def test_the_same_content_in_another_project_tells_nothing(service: ServiceDriver, ours):
     theirs = upload(service, "theirs")
     member = service.someone(project="ours")
@@ -197,6 +199,7 @@ def test_the_same_content_in_another_project_tells_nothing(service: ServiceDrive
         assert answer.status_code == (202 if both["project"] == "theirs" else 422)
 
 
+@pytest.mark.slow
 def test_cursors_and_filters_lead_to_nothing_of_another_project(service: ServiceDriver, ours):
     member = service.someone(project="ours")
     cursor = service.person.get("/v1/jobs?limit=1").json()["next"]
@@ -215,6 +218,7 @@ def test_members_change_their_own_jobs_and_maintainers_all(service: ServiceDrive
     assert service.someone("maintainer").post(f"/v1/jobs/{other}/cancel").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_node_shows_how_many_attempts_of_others_it_runs(service: ServiceDriver, ours):
     attempt = service.running(project="theirs")
     member = service.someone(project="ours")
@@ -224,6 +228,7 @@ def test_a_node_shows_how_many_attempts_of_others_it_runs(service: ServiceDriver
     assert (node["attempts"], node["other_attempts"]) == ([attempt.id], 0)
 
 
+@pytest.mark.slow
 def test_members_come_and_go(service: ServiceDriver, ours):
     maintainer, ada = service.someone("maintainer", project="ours"), service.someone(project=None)
     me = ada.get("/v1/me").json()["id"]
@@ -238,6 +243,7 @@ def test_members_come_and_go(service: ServiceDriver, ours):
     assert ada.get("/v1/jobs").json()["items"] == []
 
 
+@pytest.mark.slow
 def test_a_maintainer_cannot_try_address_after_address(service: ServiceDriver, ours, monkeypatch):
     monkeypatch.setitem(throttle.LIMITS, "member", RateLimitItemPerMinute(2, 5))
     maintainer, ada = service.someone("maintainer", project="ours"), service.someone(project=None)

@@ -20,6 +20,7 @@ def test_the_page_asks_only_for_what_somebody_has(service):
     assert 'name="password"' in visitor(service).get("/login").text
 
 
+@pytest.mark.slow
 def test_an_invitation_leads_to_a_password_and_that_to_the_front_page(service):
     person(service)
     code = service.person.post(f"/v1/people/{ADA}/login-codes").json()["code"]
@@ -62,6 +63,7 @@ def test_a_wrong_password_is_not_repeated(service):
     assert "e-mail address or password is wrong" in answer.text
 
 
+@pytest.mark.slow
 def test_a_new_key_is_shown_once_and_revoked_with_a_button(service):
     browser = with_password(service)
     browser.follow_redirects = False
@@ -82,6 +84,7 @@ def test_a_new_key_is_shown_once_and_revoked_with_a_button(service):
     assert browser.post("/account/keys", data={"name": "", "role": "member"}).status_code == 422
 
 
+@pytest.mark.slow
 def test_a_key_that_made_others_is_revoked_with_them_by_a_second_button(service):
     browser = with_password(service)
     secret = (
@@ -110,6 +113,7 @@ def test_a_wrong_password_keeps_the_address_that_was_typed(service):
     assert "autofocus" in page.one("input", name="password").attributes
 
 
+@pytest.mark.slow
 def test_another_browser_is_signed_out_with_a_button(service):
     first = with_password(service)
     second = visitor(service)
@@ -120,6 +124,7 @@ def test_another_browser_is_signed_out_with_a_button(service):
     assert second.get("/account").headers["location"] == "/login?next=/account"
 
 
+@pytest.mark.slow
 def test_a_command_line_is_confirmed_on_a_page(service):
     browser = with_password(service)
     started = asked(service, "powermean on <i>gpu-1")

@@ -141,6 +141,7 @@ def test_a_replay_or_dataset_is_not_reached_through_ones_own_job(service: Servic
         assert error_of(ada.post("/v1/jobs", json=spec))["message"] == f"data.dataset: no dataset {dataset}"
 
 
+@pytest.mark.slow
 def test_what_waits_says_nothing_of_whom_it_waits_for(service: ServiceDriver, theirs, ada):
     mine = ada.post("/v1/jobs", json=example_spec()).json()["id"]
     service.validate(mine)

@@ -79,6 +79,7 @@ def test_a_heartbeat_renews_lease_and_token_and_shows_the_phase(service: Service
     assert phases.count("step 3: generate") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "body"), WRITES)
 def test_a_lapsed_attempt_writes_nothing(service: ServiceDriver, what, body):
     attempt = service.running()
@@ -93,6 +94,7 @@ def test_a_lapsed_attempt_writes_nothing(service: ServiceDriver, what, body):
     assert service.job(attempt.claim.job_id).state is JobState.QUEUED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize(("what", "body"), WRITES)
 def test_one_attempts_token_is_no_other_attempts(service: ServiceDriver, what, body):

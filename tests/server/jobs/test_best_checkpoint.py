@@ -22,6 +22,7 @@ def kept(service: ServiceDriver, job_id: str) -> list[tuple[int, float | None, b
     return [(one["step"], one["value"], one["best"]) for one in items]
 
 
+@pytest.mark.slow
 def test_the_best_stays_until_there_is_a_better_one(service: ServiceDriver):
     attempt = service.running(checkpoints=BEST)
     job = attempt.claim.job_id
@@ -55,6 +56,7 @@ def test_without_a_value_none_is_the_best(service: ServiceDriver):
     assert "no checkpoint with a value of checkpoints.best" in refused.text
 
 
+@pytest.mark.slow
 def test_it_stays_through_a_restart_and_counts_only_what_counts(service: ServiceDriver):
     attempt = service.running(checkpoints=BEST)
     job = attempt.claim.job_id

@@ -147,6 +147,7 @@ def test_a_job_that_somebody_holds_is_left_open_and_holds_up_no_other(service: S
     assert answered(service, ids[1]) == [True]
 
 
+@pytest.mark.slow
 def test_whoever_cancels_at_once_gets_their_job_and_an_entry_each(service: ServiceDriver):
     waiting = [service.submit() for _ in range(5)]
     running = service.running().claim.job_id
@@ -167,6 +168,7 @@ def test_whoever_cancels_at_once_gets_their_job_and_an_entry_each(service: Servi
     }
 
 
+@pytest.mark.slow
 def test_jobs_that_start_while_they_are_cancelled_hold_nothing_at_the_end(service: ServiceDriver):
     ids = [service.queued() for _ in range(8)]
     service.report(cpu_slots=8)

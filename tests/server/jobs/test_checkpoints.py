@@ -9,6 +9,7 @@ from server.db.models import Checkpoint, Garbage
 from tests.support.service_driver import ServiceDriver, error_of, example_checkpoint, example_ref
 
 
+@pytest.mark.slow
 def test_the_next_attempt_goes_on_from_the_last_checkpoint(service: ServiceDriver):
     first = service.running()
     job_id = first.claim.job_id

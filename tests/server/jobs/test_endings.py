@@ -48,6 +48,7 @@ def next_attempt(service: ServiceDriver, attempt: AttemptDriver) -> AttemptDrive
     return service.claim(f"{attempt.claim.job_id}.{attempt.claim.number + 1}")
 
 
+@pytest.mark.slow
 def test_restarts_end_at_the_limit_with_the_reason(service: ServiceDriver):
     attempt = service.running(max_restarts=2)
     for _ in range(2):
@@ -139,6 +140,7 @@ def test_an_attempt_that_was_ordered_to_cancel_has_no_error(service: ServiceDriv
     assert (ended.outcome, ended.reason) == ("cancelled", "the job was cancelled")
 
 
+@pytest.mark.slow
 def test_an_end_without_a_report_names_its_cause(service: ServiceDriver):
     withdrawn = service.started()
     service.person.post(f"/v1/jobs/{withdrawn}/cancel")

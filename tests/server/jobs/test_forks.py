@@ -37,6 +37,7 @@ def wrong(answer: Any) -> dict[str, Any]:
     return field
 
 
+@pytest.mark.slow
 def test_a_fork_is_told_what_it_begins_with_and_both_show_it(service: ServiceDriver):
     parent = full_job(service)
     answer = forked(service, f"{parent}@1")
@@ -85,6 +86,7 @@ def test_what_can_not_be_trained_on_from_is_named(service: ServiceDriver):
     assert "exactly one of name, folder and from" in both["message"]
 
 
+@pytest.mark.slow
 def test_a_deleted_job_and_another_projects_are_none(service: ServiceDriver):
     parent = full_job(service)
     service.person.post("/v1/projects", json={"name": "other"})
@@ -126,6 +128,7 @@ def test_its_files_stay_until_the_last_fork_is_gone(service: ServiceDriver):
         assert len(kept_by_forks(service)) == left
 
 
+@pytest.mark.slow
 def test_an_adapter_goes_on_as_the_same_adapter(service: ServiceDriver):
     attempt = service.running(model={"name": "tiny/model", "lora": LORA})
     job = attempt.claim.job_id
@@ -147,6 +150,7 @@ def test_an_adapter_goes_on_as_the_same_adapter(service: ServiceDriver):
     assert (origin.kind, origin.base.kind, origin.base.job_id) == ("adapter", "model", job)
 
 
+@pytest.mark.slow
 def test_no_declared_engine_serves_a_fork_of_all_weights(service: ServiceDriver):
     parent = full_job(service)
     refused = wrong(forked(service, parent, model={"lora": LORA}, rollout={"sharing": "shared"}))

@@ -12,6 +12,7 @@ from tests.support.gangs import FAILED, LOST, claimed_long_ago, gang, held
 from tests.support.service_driver import ServiceDriver, error_of, example_result
 
 
+@pytest.mark.slow
 def test_a_failure_of_any_node_is_the_attempts(service: ServiceDriver):
     first, second = gang(service)
     assert second.finish("failed", **FAILED).status_code == 204
@@ -79,6 +80,7 @@ def test_a_node_that_stops_unasked_takes_the_attempt_with_it(service: ServiceDri
     assert held(service) == {"n1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pause", "cancel", "drain"])
 @pytest.mark.parametrize("first_to_go", [0, 1])
 def test_what_people_ask_for_reaches_all_nodes(service: ServiceDriver, how, first_to_go):
@@ -106,6 +108,7 @@ def test_what_people_ask_for_reaches_all_nodes(service: ServiceDriver, how, firs
     assert held(service) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outcome", ["cancelled", "finished"])
 def test_a_node_that_hears_of_the_end_has_not_failed(service: ServiceDriver, outcome):
     first, second = gang(service)
@@ -145,6 +148,7 @@ def test_a_taken_port_is_no_restart(service: ServiceDriver):
     assert service.job(first.claim.job_id).attempt == 1, "it waits for a while"
 
 
+@pytest.mark.slow
 def test_nodes_of_many_attempts_are_read_at_once(service: ServiceDriver):
     first, _ = gang(service, max_restarts=0)
     asked: list[str] = []

@@ -91,6 +91,7 @@ def test_heartbeats_tell_nodes_of_each_other(service: ServiceDriver):
     assert second.beat().status_code == 403, "a token is one node's"
 
 
+@pytest.mark.slow
 def test_a_node_that_falls_silent_ends_the_attempt_everywhere(service: ServiceDriver):
     first, second = gang(service)
     service.let_lease_run_out(first.id, "n2")
@@ -120,6 +121,7 @@ def test_one_heartbeat_does_not_speak_for_another_node(service: ServiceDriver):
     assert error_of(first.beat())["code"] == "fenced"
 
 
+@pytest.mark.slow
 def test_a_node_that_never_claims_is_named_and_the_job_tried_again(service: ServiceDriver):
     attempt_id = started_gang(service, max_restarts=0)
     first = service.claim(attempt_id, "n1")
@@ -169,6 +171,7 @@ def test_a_job_finishes_with_its_first_node_whoever_is_done_first(service: Servi
     assert service.job(parts[0].claim.job_id).state is JobState.FINISHED
 
 
+@pytest.mark.slow
 def test_a_drained_gang_keeps_its_place_and_waits_for_two_nodes(service: ServiceDriver):
     parts = gang(service)
     service.person.post("/v1/nodes/n2/drain", json={}).raise_for_status()
@@ -183,6 +186,7 @@ def test_a_drained_gang_keeps_its_place_and_waits_for_two_nodes(service: Service
     assert {part.node_id for part in again.allocations} == {"n1", "n3"}
 
 
+@pytest.mark.slow
 def test_the_next_attempt_avoids_the_node_that_fell_silent_and_no_other(service: ServiceDriver):
     parts = gang(service)
     service.let_lease_run_out(parts[0].id, "n2")
@@ -196,6 +200,7 @@ def test_the_next_attempt_avoids_the_node_that_fell_silent_and_no_other(service:
     assert {part.node_id for part in again.allocations} == {"n1", "n3"}
 
 
+@pytest.mark.slow
 def test_a_new_leader_gives_each_node_a_full_period(service: ServiceDriver):
     attempt_id = started_gang(service, 3)
     first = service.claim(attempt_id, "n1")
@@ -236,6 +241,7 @@ def test_one_node_needs_no_members(service: ServiceDriver):
         assert session.query(AttemptMember).count() == 0
 
 
+@pytest.mark.slow
 def test_each_node_has_a_log_of_its_own(service: ServiceDriver):
     first, second = gang(service)
 
@@ -255,6 +261,7 @@ def test_each_node_has_a_log_of_its_own(service: ServiceDriver):
     assert read(node_rank=2)["error"]["code"] == "not_found"
 
 
+@pytest.mark.slow
 def test_last_words_count_until_the_node_is_done_or_the_job_has_started_again(service: ServiceDriver):
     first, second = gang(service)
     first.finish("failed", **LOST)
@@ -267,6 +274,7 @@ def test_last_words_count_until_the_node_is_done_or_the_job_has_started_again(se
     assert error_of(second.post("logs", words | {"offset": 20}))["code"] == "fenced"
 
 
+@pytest.mark.slow
 def test_a_job_shows_how_its_nodes_do(service: ServiceDriver):
     attempt_id = started_gang(service)
     first = service.claim(attempt_id, "n1")
@@ -281,6 +289,7 @@ def test_a_job_shows_how_its_nodes_do(service: ServiceDriver):
     assert "  node 1, n2: not claimed" in lines
 
 
+@pytest.mark.slow
 def test_a_node_that_is_gone_ends_the_attempt_and_holds_nothing(service: ServiceDriver):
     first, _ = gang(service, max_restarts=0)
     with service.database.write() as session:
@@ -293,6 +302,7 @@ def test_a_node_that_is_gone_ends_the_attempt_and_holds_nothing(service: Service
     assert held(service) == {"n1"}
 
 
+@pytest.mark.slow
 def test_all_nodes_count(service: ServiceDriver):
     first, second = gang(service)
     with service.database.read() as session:
@@ -313,6 +323,7 @@ def test_all_nodes_count(service: ServiceDriver):
         assert all(one.end is not None for one in found)
 
 
+@pytest.mark.slow
 def test_a_deleted_job_leaves_no_members(service: ServiceDriver):
     for part in reversed(gang(service)):
         part.finish(

@@ -97,6 +97,7 @@ def test_a_key_does_not_reach_into_other_peoples_jobs(service: ServiceDriver):
     assert theirs.json()["id"] != mine.json()["id"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_nothing_without_a_key(service: ServiceDriver):
     """Every route of the API, whatever is in its path or body."""
@@ -272,6 +273,7 @@ def test_a_text_that_is_no_spec_says_what_is_wrong(service: ServiceDriver, text,
     assert [field["path"] for field in error_of(answer)["fields"]] == paths
 
 
+@pytest.mark.slow
 def test_a_waiting_job_is_cancelled_at_once(service: ServiceDriver):
     for job_id in (service.submit(), service.queued(), service.started()):
         answer = service.person.post(f"/v1/jobs/{job_id}/cancel")
@@ -280,6 +282,7 @@ def test_a_waiting_job_is_cancelled_at_once(service: ServiceDriver):
         assert service.person.post(f"/v1/jobs/{job_id}/cancel").json() == answer.json()
 
 
+@pytest.mark.slow
 def test_cancelling_an_unclaimed_attempt_frees_its_place_and_fences_its_claim(service: ServiceDriver):
     job_id = service.started()
     service.person.post(f"/v1/jobs/{job_id}/cancel")

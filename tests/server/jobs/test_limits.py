@@ -136,6 +136,7 @@ def test_a_trainer_that_does_not_finish_in_time_fails_the_job_and_the_limit_is_t
     assert job.ended_by == "limits.wall_hours: 2 of 1 hours"
 
 
+@pytest.mark.slow
 def test_an_accident_after_the_order_is_tried_again_and_ordered_again(service: ServiceDriver):
     attempt = limited(service, wall_hours=1.0)
     job_id = attempt.claim.job_id
@@ -162,6 +163,7 @@ def steps(attempt: AttemptDriver, *numbers: int, seconds: float = 100.0) -> None
         assert attempt.post("trajectories", {"step": step, "rows": [trajectory(0)]}).status_code == 204
 
 
+@pytest.mark.slow
 def test_an_attempt_without_a_step_for_long_is_ended_and_tried_again(service: ServiceDriver):
     attempt = limited(service, stall_factor=10.0)
     job_id = attempt.claim.job_id
@@ -190,6 +192,7 @@ def test_an_attempt_without_a_step_for_long_is_ended_and_tried_again(service: Se
     assert order(second) == "continue", "the steps of the first one are not its own"
 
 
+@pytest.mark.slow
 def test_short_steps_are_not_held_against_a_job_before_the_floor(service: ServiceDriver):
     attempt = limited(service, stall_factor=2.0)
     steps(attempt, 1, 2, seconds=0.1)
@@ -294,6 +297,7 @@ def test_what_is_left_of_many_jobs_takes_no_parameter_for_each(service: ServiceD
     assert max(len(parameters) for parameters in given) < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_limits_are_looked_at_every_few_seconds_and_only_where_there_are_any(service: ServiceDriver):
     plain = service.running()

@@ -104,6 +104,7 @@ def pooled(step: int, p: float, defined: int, undefined: int) -> list[dict[str, 
     return [row(step, f"p/last_pass/{name}", value) for name, value in named.items()]
 
 
+@pytest.mark.slow
 def test_a_restart_takes_back_what_no_longer_counts(service):
     first = service.running(evaluation={"every": 2})
     post_rows(first, row(0, "eval/reward", 0.1), row(1, value=0.1))
@@ -118,6 +119,7 @@ def test_a_restart_takes_back_what_no_longer_counts(service):
     assert shown(service) == before
 
 
+@pytest.mark.slow
 def test_a_restart_from_the_start_has_nothing_to_show(service):
     first = service.running()
     post_rows(first, row(0, "eval/reward", 0.1), row(1), *pooled(1, 0.75, 3, 1))

@@ -40,6 +40,7 @@ def resumed(service: ServiceDriver, job_id: str) -> AttemptDriver:
     return service.claim(f"{job_id}.{service.job(job_id).attempt}")
 
 
+@pytest.mark.slow
 def test_a_pause_is_an_order_to_the_attempt_and_then_frees_its_place(service: ServiceDriver):
     attempt, job_id = paused(service)
     assert attempt.beat().json()["order"] == "checkpoint_and_exit"
@@ -61,6 +62,7 @@ def test_a_pause_is_an_order_to_the_attempt_and_then_frees_its_place(service: Se
     assert service.job(job_id).state is JobState.PAUSED
 
 
+@pytest.mark.slow
 def test_a_resumed_job_goes_on_from_its_last_checkpoint(service: ServiceDriver):
     attempt, job_id = paused(service)
     post_rows(attempt, row(1), row(2), row(3))
@@ -106,6 +108,7 @@ def test_however_it_leaves_that_is_no_restart_and_no_error(
     assert cause in str(job.phase)
 
 
+@pytest.mark.slow
 def test_an_attempt_that_falls_silent_after_the_order_is_paused_too(service: ServiceDriver):
     attempt, job_id = paused(service)
     service.let_lease_run_out(attempt.id)
@@ -131,6 +134,7 @@ def test_a_trainer_that_was_about_to_finish_finishes(service: ServiceDriver):
     assert service.job(job_id).state is JobState.FINISHED
 
 
+@pytest.mark.slow
 def test_what_does_not_run_is_paused_at_once(service: ServiceDriver):
     queued, started = service.queued(), service.queued()
     service.report(cpu_slots=1)
@@ -169,6 +173,7 @@ def test_a_pause_that_is_taken_back_queues_the_job_again(service: ServiceDriver)
     assert (job.state, job.preemptions) == (JobState.QUEUED, 0)
 
 
+@pytest.mark.slow
 def test_repeats_have_no_effect(service: ServiceDriver):
     attempt, job_id = paused(service)
     before = ask(service, job_id, "pause")
@@ -178,6 +183,7 @@ def test_repeats_have_no_effect(service: ServiceDriver):
     assert ask(service, job_id, "resume") == before
 
 
+@pytest.mark.slow
 def test_a_job_that_is_ending_is_not_paused(service: ServiceDriver):
     attempt = service.running()
     job_id = attempt.claim.job_id
@@ -189,6 +195,7 @@ def test_a_job_that_is_ending_is_not_paused(service: ServiceDriver):
     assert "has ended (cancelled)" in ask(service, job_id, "resume", 409)["message"]
 
 
+@pytest.mark.slow
 def test_a_paused_job_is_cancelled_at_once_and_a_pausing_one_in_its_place(service: ServiceDriver):
     attempt, job_id = paused(service)
     ask(service, job_id, "cancel")

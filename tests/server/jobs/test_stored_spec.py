@@ -82,6 +82,7 @@ def test_what_is_wrong_only_beside_a_default_says_so() -> None:
     assert publish.message.startswith("ipc is for GPUs")
 
 
+@pytest.mark.slow
 def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: ServiceDriver) -> None:
     job_id = service.started()
     with service.database.write() as session:
@@ -106,6 +107,7 @@ def test_its_job_is_listed_and_shown_and_fails_when_it_should_run(service: Servi
     assert service.person.get("/v1/jobs").status_code == 200
 
 
+@pytest.mark.slow
 def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
     """Also where there is no default: the scheduler looks at all jobs in one turn."""
     checked = service.person.post("/v1/jobs", json=example_spec()).json()["id"]
@@ -133,6 +135,7 @@ def test_it_ends_without_harm_to_other_jobs(service: ServiceDriver) -> None:
         assert (second.attempt, second.state) == (2, "starting")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "value", "left"),
     [
@@ -171,6 +174,7 @@ def checkpoints_of(service: ServiceDriver, job_id: str) -> Any:
 LORA = {"rank": 8, "alpha": 16.0, "target_modules": ["q_proj"], "dropout": 0.0}
 
 
+@pytest.mark.slow
 def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) -> None:
     attempt = service.running(
         model={"name": "tiny/model", "lora": LORA}, checkpoints={"best": "eval/reward", "best_is": "lowest"}

@@ -120,6 +120,7 @@ def test_a_key_that_was_used_is_left_open(service: ServiceDriver, caller: Caller
     assert len(stored(service, Job)) == 4 == len(stored(service, Outbox))
 
 
+@pytest.mark.slow
 def test_whoever_submits_at_once_gets_a_job_or_an_error_each(service: ServiceDriver):
     others = [{"priority": "none"}, {"model": {"from": "job-none"}}]
 

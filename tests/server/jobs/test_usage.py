@@ -139,6 +139,7 @@ def test_a_cpu_job_counts_slot_hours(service: ServiceDriver):
     assert (total.gpu_hours, total.cpu_slot_hours) == (0, pytest.approx(3, abs=0.01))
 
 
+@pytest.mark.slow
 def test_deleted_jobs_leave_their_hours(service: ServiceDriver):
     job_id, kept = finished(service), finished(service, 5, name="kept")
     fixed = {"from": (datetime.now(UTC) - timedelta(days=3)).isoformat()}
@@ -158,6 +159,7 @@ def test_deleted_jobs_leave_their_hours(service: ServiceDriver):
         assert session.scalars(select(UsageRecord.job_id)).all() == [job_id]
 
 
+@pytest.mark.slow
 def test_a_new_project_of_an_old_name_starts_with_nothing(service: ServiceDriver):
     service.project("team-b")
     finished(service, project="team-b")
@@ -169,6 +171,7 @@ def test_a_new_project_of_an_old_name_starts_with_nothing(service: ServiceDriver
     assert [row.key for row in used(service).rows] == ["team-b (deleted)"]
 
 
+@pytest.mark.slow
 def test_members_see_the_hours_of_their_projects_alone(service: ServiceDriver):
     service.project("team-b")
     finished(service, name="secret plan", project="team-b")
@@ -183,6 +186,7 @@ def test_members_see_the_hours_of_their_projects_alone(service: ServiceDriver):
     assert member.get("/v1/usage?project=team-b").json()["total"]["jobs"] == 0
 
 
+@pytest.mark.slow
 def test_what_other_projects_held_is_not_read(service: ServiceDriver):
     service.project("team-b")
     gone = finished(service, project="team-b")

@@ -1,5 +1,6 @@
 """Blocks say what the rows say, whatever came late, twice, or from a later attempt."""
 
+import pytest
 from sqlalchemy import select
 
 from server.db.models import MetricBlock
@@ -28,6 +29,7 @@ def run(attempt, first, last):
     )
 
 
+@pytest.mark.slow
 def test_a_late_row_a_correction_and_a_later_attempt_are_in_them(service):
     first = service.running(training={"steps": STEPS})
     run(first, 1, 300)
@@ -46,6 +48,7 @@ def test_a_late_row_a_correction_and_a_later_attempt_are_in_them(service):
         assert session.scalars(found).all() == [2]
 
 
+@pytest.mark.slow
 def test_a_long_history_from_blocks_has_the_means_and_extremes_of_its_rows(service):
     attempt = service.running(training={"steps": STEPS, "minibatches": 2, "epochs": 1})
     run(attempt, 1, STEPS)

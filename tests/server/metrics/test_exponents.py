@@ -55,6 +55,7 @@ def test_equal_pairs_are_counted_by_the_sign_of_the_advantage(service):
     assert exponents_of(service, attempt, 4, 9) == JobExponents(steps=(), rows=())
 
 
+@pytest.mark.slow
 def test_only_the_attempt_that_counts_is_looked_at(service):
     first = service.running()
     for step in (1, 2, 3):

@@ -1,5 +1,7 @@
 """A job's health over REST, from rows in a real database."""
 
+import pytest
+
 from powermean.contracts.health import JobHealth
 from powermean.health_rules import WINDOW
 from tests.support.reports import next_attempt, post_rows, row
@@ -31,6 +33,7 @@ def test_the_last_steps_are_judged(service):
     assert [(one.code, one.level) for one in health_of(service, attempt).findings] == [("clipping", "bad")]
 
 
+@pytest.mark.slow
 def test_what_a_later_attempt_repeats_is_not_judged(service):
     first = service.running()
     post_rows(first, *(row(step, "frac_reward_zero_std", 1.0 if step > 2 else 0.0) for step in range(1, 8)))

@@ -37,6 +37,7 @@ def test_several_series_in_order_over_a_range_of_steps(service):
     assert set(get(service, attempt)) == {"loss", "reward"}
 
 
+@pytest.mark.slow
 def test_what_a_later_attempt_repeats_does_not_count(service):
     first = service.running()
     post_rows(first, *(row(step, value=1.0) for step in range(1, 8)))

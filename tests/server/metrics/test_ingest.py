@@ -44,6 +44,7 @@ def test_a_corrected_row_is_told_again_alone(service):
     assert numbers == {"reward": first + 1, "loss": first}
 
 
+@pytest.mark.slow
 def test_reports_at_the_same_time_are_stored_once_each(service):
     """Every batch is posted by several at once, as after a lost answer; batches overlap."""
     attempt = service.running()
@@ -60,6 +61,7 @@ def test_reports_at_the_same_time_are_stored_once_each(service):
     assert numbers == list(range(start + 1, start + 1 + len(batches)))
 
 
+@pytest.mark.slow
 def test_a_fenced_attempt_writes_nothing(service):
     first = service.running()
     post_rows(first, row(1))
@@ -101,6 +103,7 @@ def test_wrong_rows_are_named_and_nothing_is_stored(service, rows, path):
     assert stored(service, attempt) == {}
 
 
+@pytest.mark.slow
 def test_a_job_is_as_far_as_its_last_reward(service):
     attempt = service.running()
     post_rows(attempt, row(0, "eval/reward", 0.3))
@@ -113,6 +116,7 @@ def test_a_job_is_as_far_as_its_last_reward(service):
     assert (job.step, job.last_reward) == (2, 0.6)
 
 
+@pytest.mark.slow
 def test_a_new_attempt_writes_from_its_first_step_on_and_may_complete_the_one_before(service):
     first = service.running()
     post_rows(first, *(row(step) for step in range(1, 8)), row(5, "eval/reward", 0.1))
@@ -128,6 +132,7 @@ def test_a_new_attempt_writes_from_its_first_step_on_and_may_complete_the_one_be
     assert rows[2, 6, -1, "reward"] == 0.9
 
 
+@pytest.mark.slow
 def test_trajectories_are_stored_whole_and_once(service):
     attempt = service.running()
     batch = {"step": 1, "rows": [trajectory(0, 1.0, p=0.5), trajectory(1)]}

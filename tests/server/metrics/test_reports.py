@@ -45,6 +45,7 @@ def steps(first: int, last: int) -> list[dict[str, Any]]:
     return [*whole, row(last, "loss", None, update=0), row(last, "loss", 1e-310, update=1)]
 
 
+@pytest.mark.slow
 def test_they_are_stored_as_if_each_had_come_alone(service: ServiceDriver):
     first, second, third = running(service, 3)
     for rows in (steps(0, 1), steps(2, 17), steps(18, 18)):  # the second fills a block of 16
@@ -62,6 +63,7 @@ def test_they_are_stored_as_if_each_had_come_alone(service: ServiceDriver):
     assert (jobs[0].step, jobs[0].last_reward) == (18, 1.8)
 
 
+@pytest.mark.slow
 def test_what_has_to_be_looked_at_is_left_open(service: ServiceDriver):
     one, other = running(service, 2)
     post_rows(one, row(3))
@@ -107,6 +109,7 @@ def together(service: ServiceDriver, wanted: list[Report]) -> list[bool]:
     return asyncio.run(store_all())
 
 
+@pytest.mark.slow
 def test_what_the_database_refuses_leaves_each_to_itself(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -124,6 +127,7 @@ def test_what_the_database_refuses_leaves_each_to_itself(
     assert len(stored(service, Metric, one.claim.job_id)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_large_report_goes_alone_and_a_busy_database_is_said(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch

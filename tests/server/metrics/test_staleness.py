@@ -30,6 +30,7 @@ def staleness_of(service, attempt, **query):
     return JobStaleness.model_validate(answer.json())
 
 
+@pytest.mark.slow
 def test_trajectories_are_told_apart_by_the_oldest_weights_that_made_them(service):
     attempt = service.running()
     ratios = {"importance_sampling_ratio": 1.5, "applied_importance_sampling_ratio": 1.25}
@@ -64,6 +65,7 @@ def test_trajectories_are_told_apart_by_the_oldest_weights_that_made_them(servic
     assert (two.first.p, two.last.p, two.last.p_q10, two.sampling_kl) == (0.5, 0.4, 0.4, None)
 
 
+@pytest.mark.slow
 def test_the_window_is_the_newest_steps_or_a_range(service):
     attempt = service.running()
     for step in range(1, 9):
@@ -80,6 +82,7 @@ def test_the_window_is_the_newest_steps_or_a_range(service):
     assert staleness_of(service, attempt, from_step=9) == nothing
 
 
+@pytest.mark.slow
 def test_only_the_attempt_that_counts_is_looked_at(service):
     first = service.running()
     for step in range(1, 5):
@@ -100,6 +103,7 @@ def test_each_trajectory_says_its_staleness(service):
     assert service.person.get(f"{path}/5/1").json()["staleness"] == 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered(service, monkeypatch):
     attempt = service.running()
     assert staleness_of(service, attempt).rows == ()

@@ -263,6 +263,7 @@ def test_a_stream_ends_soon_after_its_reader_has_left(service, monkeypatch):
         assert ada.get(f"/v1/jobs/{attempt.claim.job_id}/events").status_code == 401
 
 
+@pytest.mark.slow
 def test_a_position_of_another_database_starts_anew(service):
     attempt = service.running()
     job_id = attempt.claim.job_id
@@ -329,6 +330,7 @@ def read_in_background(response, upto):
     return lambda: future.result(20)
 
 
+@pytest.mark.slow
 def test_whole_step_rows_travel_as_such(service):
     attempt = service.running()
     post_rows(attempt, row(1))

@@ -86,6 +86,7 @@ def test_a_damaged_segment_is_an_error_with_a_name(service):
     assert (answer.status_code, error_of(answer)["code"]) == (500, "artefact_corrupt")
 
 
+@pytest.mark.slow
 def test_records_of_another_job_or_of_too_many_are_refused(service):
     attempt = service.running()
     ref = store_tokens(service, attempt, write_segment(FACTS, [record(0)]))
@@ -97,6 +98,7 @@ def test_records_of_another_job_or_of_too_many_are_refused(service):
         assert error_of(answer)["fields"][0]["path"] == "token_rows"
 
 
+@pytest.mark.slow
 def test_a_later_attempts_records_count(service, recorded):
     later = next_attempt(service, recorded)
     assert post_step(later, None, 0).status_code == 204

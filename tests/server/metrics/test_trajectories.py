@@ -51,6 +51,7 @@ def test_a_page_joins_scalars_and_texts(service):
     assert page["items"][0]["updates"][1]["p"] == 0.5
 
 
+@pytest.mark.slow
 def test_one_trajectory_is_given_as_the_page_gives_it(service):
     attempt = service.running()
     post_step(attempt, 2, *(trajectory(i, p=0.5) for i in range(3)), texts=store_texts(service, attempt, 1))
@@ -60,6 +61,7 @@ def test_one_trajectory_is_given_as_the_page_gives_it(service):
     assert listed[1]["completion"] == "<b>2</b>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "message", "remedy"),
     [
@@ -78,6 +80,7 @@ def test_one_that_is_not_there_is_named(service, place, message, remedy):
     assert remedy in error_of(answer)["remedy"]
 
 
+@pytest.mark.slow
 def test_one_trajectory_that_a_later_attempt_repeats_does_not_count(service):
     first = service.running()
     post_step(first, 1, trajectory(0, reward=1.0), trajectory(1))
@@ -127,6 +130,7 @@ def test_orders(service, sort, order):
     assert [item["index"] for item in get(service, attempt, sort=sort)["items"]] == order
 
 
+@pytest.mark.slow
 def test_what_a_later_attempt_repeats_does_not_count(service):
     first = service.running()
     for step in (1, 2, 3):

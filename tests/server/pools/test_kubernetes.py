@@ -30,6 +30,7 @@ def the_one(backend: KubernetesBackend) -> Seen:
     return found
 
 
+@pytest.mark.slow
 def test_a_pilot_is_a_job_that_runs_once(backend: KubernetesBackend, cluster: Kubernetes) -> None:
     assert backend.submit(order()) == NAME
     job = cluster.job(NAME)
@@ -59,6 +60,7 @@ def test_without_gpus_limit_and_queue_nothing_is_said_of_them(
     assert "nvidia.com/gpu" not in job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
 
 
+@pytest.mark.slow
 def test_what_is_secret_is_in_a_secret_of_the_job_alone(
     backend: KubernetesBackend, cluster: Kubernetes
 ) -> None:
@@ -199,6 +201,7 @@ def test_an_end_that_the_cluster_wanted_is_told_from_a_failure(
     assert the_one(backend).state is PilotState.ENDED
 
 
+@pytest.mark.slow
 def test_it_has_not_ended_while_its_pod_may_run(backend: KubernetesBackend, cluster: Kubernetes) -> None:
     backend.submit(order())
     cluster.end(NAME, "Failed", "DeadlineExceeded")
@@ -236,6 +239,7 @@ def test_the_time_counts_from_the_jobs_start(backend: KubernetesBackend, cluster
     assert the_one(backend).ends_at == datetime(2026, 11, 27, 14, 0, 10, tzinfo=UTC)
 
 
+@pytest.mark.slow
 def test_other_pools_and_other_jobs_are_not_listed(
     section: KubernetesSection, backend: KubernetesBackend, cluster: Kubernetes
 ) -> None:

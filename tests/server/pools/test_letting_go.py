@@ -65,6 +65,7 @@ def test_a_node_that_falls_silent_is_not_waited_for(elastic: Elastic):
     assert not elastic.pilots[0].failed
 
 
+@pytest.mark.slow
 def test_a_node_that_is_alive_is_not_lost_however_short_the_start_deadline(service: ServiceDriver):
     elastic = elastic_of(service, start_deadline_s=1)
     elastic.queued()
@@ -76,6 +77,7 @@ def test_a_node_that_is_alive_is_not_lost_however_short_the_start_deadline(servi
     assert elastic.pilots[0].leaves is None
 
 
+@pytest.mark.slow
 def test_nodes_that_could_not_report_while_no_server_was_there_are_waited_for(elastic: Elastic):
     elastic.running()
     with elastic.service.database.write() as session:
@@ -104,6 +106,7 @@ def test_pilots_are_ended_whatever_else_the_engine_refuses(elastic: Elastic):
     assert elastic.error == "sbatch: no such partition"
 
 
+@pytest.mark.slow
 def test_each_pilot_is_ended_whichever_the_engine_keeps(elastic: Elastic):
     for _ in range(2):
         elastic.queued()
@@ -247,6 +250,7 @@ def test_what_an_administrator_says_of_a_node_stays(elastic: Elastic):
     assert shown(hour)[0] == hour - timedelta(seconds=100)  # it won't be there any longer
 
 
+@pytest.mark.slow
 def test_a_cordon_keeps_its_reason(elastic: Elastic):
     elastic.running()
     node = elastic.engine.orders[0].node_id
@@ -258,6 +262,7 @@ def test_a_cordon_keeps_its_reason(elastic: Elastic):
     assert elastic.service.person.get(f"/v1/nodes/{node}").json()["closed_reason"] == "slow disk"
 
 
+@pytest.mark.slow
 def test_nothing_starts_on_a_node_that_is_about_to_end(elastic: Elastic):
     job_id = elastic.queued()
     elastic.turn()

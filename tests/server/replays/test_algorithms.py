@@ -83,6 +83,7 @@ def test_a_correction_for_what_the_ratio_holds_already_is_refused(service: Servi
     assert service.person.post(path, json={"step": 3, "algorithm": "grpo"}).status_code == 202
 
 
+@pytest.mark.slow
 def test_nothing_is_replayed_beside_an_objective_that_is_refused(
     service: ServiceDriver, recorded: AttemptDriver, ask: Callable[..., Any]
 ) -> None:

@@ -14,6 +14,7 @@ from tests.support.service_driver import AttemptDriver, ServiceDriver, error_of
 from tests.support.stored_things import store_of
 
 
+@pytest.mark.slow
 def test_from_the_question_to_the_answer(
     service: ServiceDriver, recorded: AttemptDriver, ask: Callable[..., Any]
 ) -> None:
@@ -55,6 +56,7 @@ def test_from_the_question_to_the_answer(
     assert owed == 0
 
 
+@pytest.mark.slow
 def test_the_same_question_has_one_answer(service: ServiceDriver, ask: Callable[..., Any]) -> None:
     first = ask(algorithm="grpo", set={"clip": 0.1})
     again = ask(status=200, algorithm="grpo", set={"epsilon_high": 0.1, "epsilon_low": 0.1})
@@ -169,6 +171,7 @@ def test_the_attempt_that_counts_is_replayed(
     assert ask()["attempt"] == 2
 
 
+@pytest.mark.slow
 def test_a_result_must_be_whole_and_the_replays_own(service: ServiceDriver, ask: Callable[..., Any]) -> None:
     replay = ask()
     claim(service, replay)

@@ -84,6 +84,7 @@ def test_people_send_half_a_megabyte_at_most(service):
     assert service.anyone.post("/login", data={"key": "x" * 5000}).status_code == 413
 
 
+@pytest.mark.slow
 def test_attempts_send_more(service):
     attempt = service.running()
     answer = attempt.post("logs", {"offset": 0, "text": "x" * 900_000})

@@ -98,6 +98,7 @@ def test_an_address_is_the_one_that_a_named_proxy_forwards(limited: ServiceDrive
     assert addresses == {"192.0.2.1", "192.0.2.2", "2001:db8::1", "testclient"}
 
 
+@pytest.mark.slow
 def test_every_route_takes_bodies_of_a_size_that_was_meant(limited: ServiceDriver) -> None:
     """Whoever adds a route decides about its bodies here."""
     larger = {"/v1/datasets", "/v1/sessions"}

@@ -44,6 +44,7 @@ def test_submits_and_cancels_share_the_threads_of_their_lines(
     assert len(cancelled) == asks_redis(service), cancelled
 
 
+@pytest.mark.slow
 def test_a_report_waits_in_its_line_and_goes_to_no_thread_of_its_own(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch
 ):

@@ -118,6 +118,7 @@ def test_an_idempotency_key_is_free_again(service: ServiceDriver):
     assert (answer.status_code, answer.json()["id"] != first) == (202, True)
 
 
+@pytest.mark.slow
 def test_only_ended_jobs_go(service: ServiceDriver):
     attempt = service.running()
     job = attempt.claim.job_id
@@ -167,6 +168,7 @@ def test_replays_hold_their_job(service: ServiceDriver):
     assert delete(service, f"jobs/{job}?cascade=true").status_code == 204
 
 
+@pytest.mark.slow
 def test_a_model_goes_and_its_job_stays(service: ServiceDriver):
     job = full_job(service)
     assert delete(service, f"jobs/{job}/files").status_code == 204
@@ -178,6 +180,7 @@ def test_a_model_goes_and_its_job_stays(service: ServiceDriver):
     assert delete(service, f"jobs/{job}/files").status_code == 404
 
 
+@pytest.mark.slow
 def test_pinned_checkpoints_stay(service: ServiceDriver):
     attempt = service.running(checkpoints={"every": 1, "keep": 1})
     job = attempt.claim.job_id

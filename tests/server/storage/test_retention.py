@@ -59,6 +59,7 @@ def test_parts_go_after_their_days(service: ServiceDriver, caplog: pytest.LogCap
     assert service.person.get(f"/v1/jobs/{old}/logs").json()["text"] == ""
 
 
+@pytest.mark.slow
 def test_a_replay_that_waits_keeps_its_tokens(service: ServiceDriver):
     job = full_job(service)
     keep(service, tokens_days=0)
@@ -75,6 +76,7 @@ def test_running_jobs_are_left_alone(service: ServiceDriver):
     assert apply(service.database) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "left"),
     [
@@ -101,6 +103,7 @@ def test_the_last_the_best_and_the_pinned_checkpoints_stay(service: ServiceDrive
     assert len(refs_below(service, f"jobs/{job}/checkpoints")) == len(left)
 
 
+@pytest.mark.slow
 def test_only_maintainers_set_rules_and_only_administrators_limits(service: ServiceDriver):
     for role, allowed in (("viewer", 403), ("member", 403), ("maintainer", 200)):
         someone = service.someone(role, name=role)
@@ -145,6 +148,7 @@ def test_sizes_beyond_32_bits_add_up(service: ServiceDriver):
     assert service.person.get("/v1/projects/default/storage").json()["bytes"] == 3 * 2**32 + 2**33
 
 
+@pytest.mark.slow
 def test_a_project_at_its_limit_takes_no_more(service: ServiceDriver):
     attempt = service.running()
     commit(service, attempt, 1)

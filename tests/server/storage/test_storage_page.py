@@ -34,6 +34,7 @@ def rules(service: ServiceDriver) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_an_empty_field_keeps_for_ever(service: ServiceDriver, admin: TestClient) -> None:
     form = {"texts_days": "30", "tokens_days": "", "logs_days": "7", "checkpoints_last": "2"}
     assert (
@@ -48,6 +49,7 @@ def test_an_empty_field_keeps_for_ever(service: ServiceDriver, admin: TestClient
     assert set(rules(service).values()) == {None, False}
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_and_kept(service: ServiceDriver, admin: TestClient) -> None:
     answer = admin.post("/projects/default/retention", data={"texts_days": "soon"})
     assert answer.status_code == 422
@@ -60,6 +62,7 @@ def test_what_is_wrong_is_said_and_kept(service: ServiceDriver, admin: TestClien
     assert rules(service)["texts_days"] is None
 
 
+@pytest.mark.slow
 def test_a_limit_is_a_size_and_may_be_taken_away(service: ServiceDriver, admin: TestClient) -> None:
     for text, limit in (("1.55 TB", 1_550_000_000_000), ("", None)):
         assert admin.post("/projects/default/storage/limit", data={"limit": text}).status_code == 303
@@ -67,6 +70,7 @@ def test_a_limit_is_a_size_and_may_be_taken_away(service: ServiceDriver, admin: 
         assert parse(admin.get(PAGE).text).one("input", name="limit").attributes["value"] == text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_pinned_and_unpinned(service: ServiceDriver, admin: TestClient) -> None:
     job_id = full_job(service)
     address = f"/v1/jobs/{job_id}/checkpoints"

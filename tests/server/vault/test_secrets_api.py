@@ -64,6 +64,7 @@ def test_a_value_that_cant_be_used_is_refused_and_not_repeated(service: ServiceD
     assert not isinstance(value, str) or value not in answer.text
 
 
+@pytest.mark.slow
 def test_maintainers_set_members_see_names_and_strangers_nothing(service: ServiceDriver):
     set_one(service)
     service.project("theirs")
@@ -125,6 +126,7 @@ def test_variables_that_programs_run_by_are_refused(service: ServiceDriver, vari
     assert answer.json()["error"]["fields"][0]["path"].startswith("secrets")
 
 
+@pytest.mark.slow
 def test_the_claim_alone_has_the_values(service: ServiceDriver):
     set_one(service)
     set_one(service, "wandb", "the key of the tracker", OWN)
@@ -161,6 +163,7 @@ def test_a_secret_stays_while_a_job_needs_it(service: ServiceDriver):
         assert service.person.delete(f"{path}/hf").status_code == 204
 
 
+@pytest.mark.slow
 def test_a_job_whose_secret_cant_be_read_fails_and_says_so(service: ServiceDriver):
     """One that runs by now goes on, though its claim is repeated."""
     set_one(service)
@@ -189,6 +192,7 @@ def test_a_job_whose_secret_cant_be_read_fails_and_says_so(service: ServiceDrive
     assert service.job(job_id).attempts[0].state == "ended"
 
 
+@pytest.mark.slow
 def test_a_leavers_own_secrets_go_to_no_job(service: ServiceDriver):
     ada = service.someone()
     ada.put(f"{OWN}/hf", json={"value": VALUE})
@@ -204,6 +208,7 @@ def test_a_leavers_own_secrets_go_to_no_job(service: ServiceDriver):
     assert (error.path, error.message) == ("secrets.HF_TOKEN", "secret me/hf is gone")
 
 
+@pytest.mark.slow
 def test_rows_of_the_database_cant_be_exchanged(service: ServiceDriver):
     """As somebody could who may write to the database, but has no key."""
     service.project("theirs")
@@ -264,6 +269,7 @@ def test_the_command_rotates_while_the_server_runs(service: ServiceDriver):
     assert claimed(service, f"{job_id}.1") == {"HF_TOKEN": VALUE}  # the running server needs no restart
 
 
+@pytest.mark.slow
 def test_a_rotation_that_was_stopped_goes_on(service: ServiceDriver, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("server.vault.rotation.BATCH", 2)
     for number in range(5):
@@ -312,6 +318,7 @@ def stored(service: ServiceDriver) -> dict[str, tuple[str, bytes, bytes]]:
         }
 
 
+@pytest.mark.slow
 def test_no_file_of_the_service_holds_a_value(service: ServiceDriver):
     set_one(service)
     service.running(**naming(HF_TOKEN="hf"))

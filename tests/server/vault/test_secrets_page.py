@@ -19,6 +19,7 @@ def browser(service: ServiceDriver) -> TestClient:
     return browser
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("address", "named"), [(TEAM, "hf-team"), (OWN, "me/hf-team")])
 def test_a_secret_is_set_and_removed(service: ServiceDriver, browser: TestClient, address: str, named: str):
     assert "There are no secrets yet." in browser.get(address).text

@@ -32,6 +32,7 @@ def gradient(of: Learner) -> torch.Tensor:
     return torch.cat([one.grad.flatten() for one in of.policy.model.parameters() if one.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_tokens", [1024, 12])
 def test_law_the_bonus_adds_the_gradient_of_the_mean_token_entropy(micro_batch_tokens: int):
     coefficient = 0.3
@@ -53,6 +54,7 @@ def test_law_the_bonus_adds_the_gradient_of_the_mean_token_entropy(micro_batch_t
     assert expected.abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_updates_for_the_entropy_raise_it():
     one = learner(Grpo(entropy_coefficient=1.0))
     before = entropy(one)

@@ -50,6 +50,7 @@ def test_a_generation_config_that_can_only_be_read_is_kept_as_it_is(
     assert policy.plain_model.generation_config.eos_token_id == 1
 
 
+@pytest.mark.slow
 def test_the_folder_has_the_base_models_tokenizer_and_loads(source: Path, tmp_path: Path) -> None:
     (source / "generation_config.json").unlink(missing_ok=True)
     (source / "model.safetensors.index.json").write_text("{}")  # of the base model's weights

@@ -83,6 +83,7 @@ def test_a_minibatch_without_spread_takes_no_step(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(weights(one), before)
 
 
+@pytest.mark.slow
 def test_a_kl_term_trains_groups_without_spread_too() -> None:
     one = learner(Pmpo(beta=0.1))
     batch = training_batch(one.algorithm)
@@ -102,6 +103,7 @@ def test_dapo_drops_groups_without_spread_from_the_denominator() -> None:
     assert report.loss == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_forward_pass_gives_pi_old(monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = learner(), learner()
     batch, scored = training_batch(one.algorithm), training_batch(one.algorithm)
@@ -125,6 +127,7 @@ def test_later_updates_see_ratios_away_from_one() -> None:
     assert float(second.values["ratio_max"][8:].max()) > 1.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [Pmpo(), Grpo(), Cispo(), Pmpo(beta=0.1)], ids=lambda s: f"{s.name}{s.beta}")
 def test_on_policy_the_samplers_log_probs_give_the_same_updates(spec: object) -> None:
     """Two minibatches, two epochs; in float32 engine and trainer agree."""
@@ -144,6 +147,7 @@ def test_on_policy_the_samplers_log_probs_give_the_same_updates(spec: object) ->
             assert torch.allclose(seen, trainers.values[name], atol=1e-4, equal_nan=True), name
 
 
+@pytest.mark.slow
 def test_with_the_samplers_log_probs_staleness_is_in_the_first_updates_ratios() -> None:
     """The rollouts are of weights some updates ago: p sees it, while the trainer's own pi_old hides it."""
     spec = Pmpo(clip_low=0.02, clip_high=0.02)

@@ -66,6 +66,7 @@ def test_an_engine_of_adapters_gets_nothing_else_and_has_one_before_the_first_ev
     assert max(again.series("publish/logp_difference_max")) < 1e-4
 
 
+@pytest.mark.slow
 def test_without_an_adapter_a_job_is_refused_by_an_engine_of_adapters(
     tmp_path: Path, model_root: Path
 ) -> None:

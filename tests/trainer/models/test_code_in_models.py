@@ -72,6 +72,7 @@ def engine(folder: Path) -> object:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [policy, engine, load_tokenizer])
 def test_a_known_model_loads_without_the_code_beside_it(
     with_code: Path, marker: Path, load: Callable[[Path], object]

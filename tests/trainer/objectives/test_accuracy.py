@@ -16,6 +16,7 @@ def test_errors_stay_within_the_stated_bounds(width: int) -> None:
             assert_within(kinds[kind], bounds, f"{family}, {kind}")
 
 
+@pytest.mark.slow
 def test_rounding_to_bfloat16_moves_a_mean_by_no_more_than_its_ratios() -> None:
     # log M_p never moves further than the log-ratio that moved most: half of bfloat16's 2^-7 at x = 20
     for family, kinds in measure(64, seed=7).items():

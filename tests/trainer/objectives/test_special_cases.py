@@ -92,6 +92,7 @@ def test_gmpo_is_its_papers_formula_in_numpy(batch: Batch) -> None:
     np.testing.assert_allclose(np.where(near, 0, found.numpy()), np.where(near, 0, gradient), atol=1e-10)
 
 
+@pytest.mark.slow
 @given(batches())
 def test_law_on_policy_every_mean_is_the_same(batch: Batch) -> None:
     batch = replace(batch, x=torch.zeros_like(batch.x))

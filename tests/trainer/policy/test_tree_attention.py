@@ -176,6 +176,7 @@ def test_flashs_backward_pass_on_cuda_is_strict_where_a_run_asks_for_warnings(
         return torch.zeros(1), torch.zeros(1), torch.zeros(1)
 
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", kernel)
+    flash.make_repeatable()
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode(mode)
     try:

@@ -54,6 +54,7 @@ def test_a_killed_process_costs_no_completion_its_reward() -> None:
         assert grader.grade([("1", ""), ("1", "")]) == [Grade(1.0), Grade(1.0)]
 
 
+@pytest.mark.slow
 def test_long_completions_pass_whole() -> None:
     with IsolatedGrader(HOSTILE, (), timeout_s=30.0) as grader:
         text = " " * 3_000_000 + "1"  # beyond any pipe's buffer
@@ -92,6 +93,7 @@ def test_grader_processes_end_with_their_parent() -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_threads_may_grade_at_once() -> None:
     """An evaluation comes beside what is sampled ahead; replies never go to the wrong one."""
     rewards = [0.0, 0.25, 0.5, 1.0] * 50

@@ -40,6 +40,7 @@ def test_expressions_are_compared_by_meaning(
     assert (grade.reward, grade.error) == (reward, None)
 
 
+@pytest.mark.slow
 def test_an_unreadable_reference_is_counted_as_an_error(grader: Grader) -> None:
     unreadable, good = grader.grade([("72", ""), ("72", "72")])
     assert unreadable.reward == 0
