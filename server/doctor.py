@@ -194,7 +194,7 @@ def readiness(url: str) -> Iterator[Check]:
         answer = httpx.get(f"{url}/readyz", timeout=READY_S, trust_env=through_proxy(url))
         if answer.is_success:
             found = Readiness.model_validate_json(answer.content)
-            status, wrong = found.status, found.wrong
+            status, wrong = str(found.status), found.wrong
         else:
             status, wrong = "not ready", ErrorResponse.model_validate_json(answer.content).error.fields
     except (httpx.HTTPError, ValidationError) as error:
