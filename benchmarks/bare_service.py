@@ -45,8 +45,8 @@ def application(database_url: str) -> FastAPI:
     app = FastAPI()
 
     @app.get("/readyz")
-    def ready() -> None:
-        return None
+    def ready() -> dict[str, str]:
+        return {"status": "ready"}
 
     @app.post("/v1/jobs")
     def submit(spec: JobSpec) -> dict[str, Any]:

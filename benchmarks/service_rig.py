@@ -288,7 +288,7 @@ def _await_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
         if server.poll() is not None:
             break
         with contextlib.suppress(OSError, RefusedError):
-            Connection(port, ADMIN_KEY)("GET", "/readyz")
-            return
+            if Connection(port, ADMIN_KEY)("GET", "/readyz")["status"] == "ready":
+                return
         time.sleep(0.1)
     raise SystemExit(f"the server does not start: {last_words(log)}")

@@ -27,6 +27,7 @@ from powermean.contracts.api import (
     JobSort,
     JobState,
     LogText,
+    Readiness,
     SpecSource,
     SubmittedJob,
 )
@@ -308,9 +309,9 @@ def metric_names() -> Call[dict[str, MetricInfo]]:
     return Call("GET", "/v1/metric-names", _metric_names)
 
 
-def ready() -> Call[None]:
-    """Return when the server can work; raises otherwise."""
-    return Call("GET", "/readyz", nothing)
+def ready() -> Call[Readiness]:
+    """Whether all parts of the service work, and which do not; raises ApiError if the server can't answer."""
+    return Call("GET", "/readyz", reads(Readiness))
 
 
 def dataset_name(path: Path, name: str | None) -> str:

@@ -33,6 +33,7 @@ from powermean.checks import (
     warning,
 )
 from powermean.connection import through_proxy
+from powermean.contracts.api import ErrorResponse, Readiness
 from powermean.contracts.checks import Check
 from powermean.errors import PowermeanError
 from powermean.setting_files import SettingFileError
@@ -46,6 +47,7 @@ from server.vault.key_file import KeyFile
 
 NEEDED = ("powermean", "alembic", "celery", "fastapi", "pydantic", "redis", "sqlalchemy", "uvicorn")
 ANSWER_S = 5.0
+READY_S = 10.0  # longer than the server's own checks
 
 
 def main(arguments: list[str]) -> int:
@@ -178,10 +180,31 @@ def port(settings: Settings) -> Iterator[Check]:
         yield ok("port", f"{where} is free")
         return
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  # compared
-    if _answers(f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"):
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    if _answers(url):
         yield ok("port", f"a powermean server listens on {where}: {holder}")
+        yield from readiness(url)
     else:
         yield failed("port", f"{where} is taken: {holder}", "Stop it, or set POWERMEAN_PORT to another port.")
+
+
+def readiness(url: str) -> Iterator[Check]:
+    """What the running server finds, such as that nobody leads."""
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=READY_S, trust_env=through_proxy(url))
+        if answer.is_success:
+            found = Readiness.model_validate_json(answer.content)
+            status, wrong = str(found.status), found.wrong
+        else:
+            status, wrong = "not ready", ErrorResponse.model_validate_json(answer.content).error.fields
+    except (httpx.HTTPError, ValidationError) as error:
+        said = f"no answer to /readyz that this version reads: {type(error).__name__}"
+        yield failed("running server", said, "Is it of this version? Its log says more.")
+        return
+    if not wrong:
+        yield ok("running server", status)
+    for one in wrong:
+        yield failed("running server", f"{status}: {one.path} {one.message}", one.remedy)
 
 
 def public_address(url: str) -> Iterator[Check]:

@@ -301,9 +301,8 @@ def runs(pid: int, module: str) -> bool:
 
 
 def ready(client: Client) -> bool:
-    """Whether the server is ready and a node has reported."""
+    """Whether every part of the service works and a node has reported."""
     try:
-        client.ready()
-        return any(node.alive for node in client.nodes().items)
+        return client.ready().status == "ready" and any(node.alive for node in client.nodes().items)
     except (ApiError, ServerUnreachableError):
         return False

@@ -64,6 +64,15 @@ class ErrorResponse(Contract):
     error: ErrorBody
 
 
+class Readiness(Contract):
+    """The server answers requests; `degraded` if a part of the service fails, for all servers alike."""
+
+    status: Literal["ready", "degraded"] = "ready"
+    wrong: tuple[FieldError, ...] = Field(
+        (), description="What fails; `path` names the part: redis, artefacts or scheduler."
+    )
+
+
 class JobSummary(Contract):
     """A job in a list."""
 

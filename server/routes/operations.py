@@ -7,10 +7,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
 
+from powermean.contracts.api import Readiness
 from powermean.contracts.base import Contract
 from server.errors import UnavailableError
 from server.identity.callers import Caller
+from server.readiness import VITAL
 from server.routes.access import KnownCallerRoute, May
 from server.routes.dependencies import RequestObservatory
 
@@ -23,12 +26,6 @@ class Health(Contract):
     status: Literal["ok"] = "ok"
 
 
-class Readiness(Contract):
-    """Everything the server needs is available."""
-
-    status: Literal["ready"] = "ready"
-
-
 @router.get("/healthz", summary="Does the process answer?")
 async def healthz() -> Health:
     """Needs no key. Does not check what the server depends on; restart the process if this fails."""
@@ -37,15 +34,15 @@ async def healthz() -> Health:
 
 @router.get("/readyz", summary="Is the server ready?")
 async def readyz(observatory: RequestObservatory) -> Readiness:
-    """Needs no key. 503 names the parts that are wrong: database, redis, artefacts, scheduler; or server,
-    which is about to stop and serves until proxies have noticed."""
-    if wrong := await observatory.wrong():
+    """Needs no key. 503 if this server can't answer requests: its database fails, or it is about to stop
+    and serves until proxies have noticed. `degraded` names parts whose failure no other server mends: redis,
+    artefacts, scheduler."""
+    wrong = await observatory.parts.wrong()
+    if vital := [error.path for error in wrong if error.path in VITAL]:
         raise UnavailableError(
-            f"not ready: {', '.join(error.path for error in wrong)}",
-            remedy="The server's log says more.",
-            fields=wrong,
+            f"not ready: {', '.join(vital)}", remedy="The server's log says more.", fields=wrong
         )
-    return Readiness()
+    return Readiness(status="degraded" if wrong else "ready", wrong=wrong)
 
 
 @router.get(
@@ -56,8 +53,10 @@ async def readyz(observatory: RequestObservatory) -> Readiness:
         200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     },
 )
-def prometheus(
+async def prometheus(
     caller: Annotated[Caller, May("operations.read")], observatory: RequestObservatory
 ) -> Response:
     """Needs a key; configure Prometheus to send it as a bearer token."""
-    return Response(generate_latest(observatory.registry), media_type=CONTENT_TYPE_LATEST)
+    await observatory.parts.wrong()  # nobody may have asked lately
+    numbers = await run_in_threadpool(generate_latest, observatory.registry)
+    return Response(numbers, media_type=CONTENT_TYPE_LATEST)

@@ -95,7 +95,13 @@ def test_a_running_server_of_ours_has_the_port(
 ) -> None:
     with listening(service.app) as url:
         monkeypatch.setenv("POWERMEAN_PORT", url.rpartition(":")[2])
-        assert "a powermean server listens" in found(capsys, "--idle")["port"].said
+        checks = found(capsys, "--idle")
+        service.app.state.connections.draining = True
+        (stopping,) = doctor.readiness(url)
+    assert "a powermean server listens" in checks["port"].said
+    assert checks["running server"].verdict == "failed"
+    assert checks["running server"].said.startswith("degraded: redis ")
+    assert (stopping.verdict, stopping.said) == ("failed", "not ready: server is about to stop")
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)

@@ -1,21 +1,13 @@
-"""Health, readiness, numbers, and the log of requests."""
+"""Numbers for Prometheus, and the log of requests."""
 
-import asyncio
 import json
 import logging
-import shutil
 import sys
-import threading
-from pathlib import Path
 
-import httpx
 import pytest
 
-from powermean.artefacts import ArtefactStore, ArtefactStoreFullError
-from server import observability
 from server.request_log import JsonFormatter, Sparing, request_id
 from tests.support.reports import post_rows, row, trajectory
-from tests.support.service_driver import ADMIN_KEY, error_of, example_spec
 
 
 @pytest.fixture
@@ -28,78 +20,6 @@ def sample(service, name):
     """The value of one line of /metrics."""
     text = service.person.get("/metrics").text
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
-
-
-def test_health_needs_nothing(service):
-    service.database.close()
-    assert service.anyone.get("/healthz").json() == {"status": "ok"}
-
-
-def test_readiness_names_what_is_wrong(service, monkeypatch):
-    def full(store):
-        raise ArtefactStoreFullError("no space left")
-
-    monkeypatch.setattr(ArtefactStore, "probe", full)
-    answer = service.anyone.get("/readyz")
-    assert answer.status_code == 503
-    wrong = {field["path"]: field["message"] for field in error_of(answer)["fields"]}
-    assert wrong == {"redis": "does not answer", "artefacts": "can't be written (artefact_store_full)"}
-    assert "127.0.0.1" not in answer.text
-
-
-def test_readiness_is_checked_at_most_every_two_seconds(service, monkeypatch):
-    checks = []
-    monkeypatch.setattr(ArtefactStore, "probe", lambda store: checks.append(1))
-    monkeypatch.setattr(observability, "_check_redis", lambda url: None)
-    assert [service.anyone.get("/readyz").status_code for _ in range(3)] == [200] * 3
-    assert len(checks) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.anyio
-async def test_a_part_that_hangs_holds_up_nobody(service, monkeypatch):
-    asked, thawed = [], threading.Event()
-
-    def frozen(url):
-        asked.append(url)
-        thawed.wait(30)
-
-    monkeypatch.setattr(observability, "_check_redis", frozen)
-    monkeypatch.setattr(observability, "CHECKS_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(observability, "READINESS_S", 0.0)
-    transport = httpx.ASGITransport(app=service.app)
-    try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as anyone:
-            waiting = [asyncio.create_task(anyone.get("/readyz")) for _ in range(60)]
-            await asyncio.sleep(0.1)
-            jobs = await anyone.get("/v1/jobs", headers={"Authorization": f"Bearer {ADMIN_KEY}"})
-            assert jobs.status_code == 200
-            assert not any(task.done() for task in waiting)
-            for answer in (*await asyncio.gather(*waiting), await anyone.get("/readyz")):
-                assert answer.status_code == 503
-                assert [one["path"] for one in error_of(answer)["fields"]] == ["redis"]
-        assert len(asked) == 1
-    finally:
-        thawed.set()
-
-
-def test_a_database_whose_file_was_moved_takes_nothing(service, monkeypatch):
-    monkeypatch.setattr(observability, "_check_redis", lambda url: None)
-    monkeypatch.setattr(observability, "READINESS_S", -1.0)
-    file = Path(service.database.engine.url.database)
-    away = file.with_suffix(".away")
-    before = service.submit()
-    for put in (lambda: None, lambda: shutil.copy(away, file)):
-        file.rename(away)
-        put()
-        refused = service.person.post("/v1/jobs", json=example_spec())
-        assert (refused.status_code, error_of(refused)["code"]) == (503, "unavailable")
-        ready = service.anyone.get("/readyz")
-        assert error_of(ready)["fields"][0]["message"] == "its file was moved or replaced"
-        away.rename(file)
-    assert service.anyone.get("/readyz").status_code == 200
-    after = service.submit()
-    assert {job["id"] for job in service.person.get("/v1/jobs").json()["items"]} == {before, after}
 
 
 def test_numbers_for_prometheus(service):

@@ -55,10 +55,9 @@ class Server:
     @property
     def ready(self) -> bool:
         try:
-            self.client.ready()
+            return self.client.ready().status == "ready"
         except (ApiError, ServerUnreachableError):
             return False
-        return True
 
     def start(self, wait: bool = True) -> None:
         self.program.start()

@@ -3,6 +3,8 @@
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from sqlalchemy import make_url
@@ -18,6 +20,7 @@ from powermean.cli.embedded import (
     require_space,
     secret,
 )
+from powermean.client import Client
 from powermean.home import Home
 
 
@@ -102,3 +105,12 @@ def test_secrets_are_made_once_and_are_the_owners_alone(tmp_path: Path) -> None:
     assert len(made) == 46
     assert secret(tmp_path / "admin.key", "pm_") == made
     assert (tmp_path / "admin.key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("status", ["ready", "degraded"])
+def test_a_service_has_started_once_no_part_of_it_fails(status: str) -> None:
+    client = SimpleNamespace(
+        ready=lambda: SimpleNamespace(status=status),
+        nodes=lambda: SimpleNamespace(items=[SimpleNamespace(alive=True)]),
+    )
+    assert embedded.ready(cast("Client", client)) is (status == "ready")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from powermean.contracts.api import JobState
 from powermean.tokens import sign_attempt_token
-from server import observability
+from server import readiness
 from server.cluster import clock
 from server.db import session as db_session
 from server.db.models import Attempt, Job, Leader, Node, Outbox
@@ -71,20 +71,25 @@ def test_nothing_waits_or_lives_an_hour_longer(service: ServiceDriver):
 def test_readiness_says_that_nothing_is_scheduled(
     service: ServiceDriver, monkeypatch: pytest.MonkeyPatch, shift: timedelta
 ):
-    monkeypatch.setattr(observability, "_check_redis", lambda url: None)
-    monkeypatch.setattr(observability, "READINESS_S", -1)
-    monkeypatch.setattr(observability, "LEADER_WITHIN_S", 0)
+    monkeypatch.setattr(readiness, "_check_redis", lambda url: None)
+    monkeypatch.setattr(readiness, "READINESS_S", -1)
+    monkeypatch.setattr(readiness, "LEADER_WITHIN_S", 0)
     taking_part = service.settings.model_copy(update={"scheduler": True})
-    check = observability._check_scheduler
-    monkeypatch.setattr(observability, "_check_scheduler", lambda database, _: check(database, taking_part))
-    assert service.anyone.get("/readyz").status_code == 503  # nobody has led yet
+    check = readiness._check_scheduler
+    monkeypatch.setattr(readiness, "_check_scheduler", lambda database, _: check(database, taking_part))
+    monkeypatch.setattr(readiness, "PATIENCE_S", 30.0)
+    assert service.anyone.get("/readyz").json()["status"] == "degraded"  # nobody has led yet
     service.scheduler.turn()
-    assert service.anyone.get("/readyz").status_code == 200
+    assert service.anyone.get("/readyz").json() == {"status": "ready", "wrong": []}
     with service.database.write() as session:
         session.execute(update(Leader).values(expires_at=database_now(session) + shift))
     answer = service.anyone.get("/readyz")
-    assert answer.status_code == 503
-    assert error_of(answer)["fields"][0]["path"] == "scheduler"
+    assert (answer.status_code, answer.json()["status"]) == (
+        200,
+        "degraded",
+    )  # no other server would schedule
+    (one,) = answer.json()["wrong"]
+    assert (one["path"], one["message"]) == ("scheduler", "has no leader: nothing is scheduled")
 
 
 def set_ahead(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
