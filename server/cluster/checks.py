@@ -70,5 +70,5 @@ def waiting(session: Session, now: datetime, most: int) -> list[Check]:
     rows = session.execute(query).all()
     values = priorities(session) if rows else {}
     lowest = min(values.values(), default=0)
-    rows.sort(key=lambda row: -(lowest if row.sends >= KEPT else values.get(row.priority, 0)))
-    return [Check(row.id, row.subject, row.project_id, row.demand, row.sends, row.queue) for row in rows]
+    ordered = sorted(rows, key=lambda row: -(lowest if row.sends >= KEPT else values.get(row.priority, 0)))
+    return [Check(row.id, row.subject, row.project_id, row.demand, row.sends, row.queue) for row in ordered]

@@ -74,11 +74,11 @@ class Relay:
             return False
         with self.database.write() as session:
             messages = self._take(session, due, now)
-            missed = False
+            more = len(due) == _BATCH
             if wanted is not None:
-                checks, missed = self._take_checks(session, wanted, now)
-                messages += checks
-        return self._send(messages) and (missed or len(due) == _BATCH)
+                to_check, more_checks = self._take_checks(session, wanted, now)
+                messages, more = messages + to_check, more or more_checks
+        return self._send(messages) and more
 
     def _send(self, messages: Sequence[_Message]) -> bool:
         """Whether the broker took them all."""
