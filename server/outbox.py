@@ -41,8 +41,10 @@ def settle(session: Session, subject: str, now: datetime, queue: str | None = No
     """Send nothing more about `subject` (to this queue alone, if one is named)."""
     owed = _SETTLED if queue is None else _SETTLED.where(_TABLE.c.queue == queue)
     session.connection().execute(owed, {"about": subject, "now": now})
+    changes(session).send = True  # a node may have room for the next check
 
 
 def settle_all(session: Session, subjects: Iterable[str], now: datetime) -> None:
     """settle() for each of these subjects."""
     session.connection().execute(_ALL_SETTLED, {"about": list(subjects), "now": now})
+    changes(session).send = True

@@ -18,7 +18,7 @@ with uncollected():
     from celery import Celery
     from celery.signals import worker_shutting_down
 
-    from powermean.contracts.names import REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
+    from powermean.contracts.names import LONG_TASKS, REPLAY_TASK, START_TASK, VALIDATE_TASK, node_queue
     from worker.attempt_dir import prune, write_whole
     from worker.long_tasks import LongTasks
     from worker.node import Node, NodeNameTakenError
@@ -26,7 +26,6 @@ with uncollected():
 
 
 THREADS = 4
-LONG_TASKS = 2  # at once
 
 
 def celery_app(settings: NodeSettings, node: Node) -> Celery:

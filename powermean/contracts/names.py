@@ -3,6 +3,7 @@
 START_TASK = "powermean.start"  # start(attempt_id): a node claims the attempt and spawns its supervisor
 VALIDATE_TASK = "powermean.validate"  # validate(job_id): a node checks what only a node can check
 REPLAY_TASK = "powermean.replay"  # replay(replay_id): a node recomputes a recorded step
+LONG_TASKS = 2  # checks and replays that a node runs at once
 NODE_NAME = r"^\w[\w.-]*$"  # a part of addresses, where `..` would be none
 PROJECT_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 PRIORITY_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"

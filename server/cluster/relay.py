@@ -2,25 +2,29 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session
 
 from powermean.contracts.names import VALIDATE_TASK, node_queue
-from server.cluster import demand, inventory
+from server.cluster import checks, demand, inventory
+from server.cluster.check_order import ROOM, Check, Out, choose
 from server.cluster.clock import LONGEST_RESEND_S
-from server.db.models import Job, Outbox
+from server.db.models import Outbox
 from server.db.session import Database, database_now
 from server.nodes import living_ids
+from server.placement.state import NodeCapacity
 from server.queue import BrokerDownError, Sender
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _BATCH = 100
+_Known = tuple[list[NodeCapacity], list[NodeCapacity]]  # of inventory.known
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ class _Message:
 
 
 @dataclass
+class _Checks:
+    """Checks of specs that might be sent now; `able` are the queues of the nodes that may do a demand's."""
+
+    waiting: list[Check]
+    able: Callable[[str], Sequence[str]]
+
+    def choose(self, out: Out) -> list[tuple[Check, str]]:
+        """Those to send."""
+        return choose(self.waiting, self.able, out, _BATCH)
+
+
+@dataclass
 class Relay:
     """Any number of replicas may relay; each sends what no other has taken in the meantime."""
 
@@ -42,6 +58,7 @@ class Relay:
     settings: Settings
     sender: Sender
     broker_down: bool = False
+    turns: dict[str, int] = field(default_factory=dict)  # projects' last ones, of check_order.Out
 
     def turn(self) -> bool:
         """Send some of what is due; whether there may be more.
@@ -50,12 +67,21 @@ class Relay:
         """
         with self.database.read() as session:
             now = database_now(session)
-            due = _due(session, self.settings, now)
-        if not due:
+            nodes = cache(lambda: inventory.known(session, living_ids(session, self.settings)))
+            due = _due(session, now, nodes)
+            wanted = self._checks(session, now, nodes)
+        if not due and wanted is None:
             return False
         with self.database.write() as session:
-            taken = self._take(session, due, now)
-        messages = [message for message in due if message.id in taken]
+            messages = self._take(session, due, now)
+            more = len(due) == _BATCH
+            if wanted is not None:
+                to_check, more_checks = self._take_checks(session, wanted, now)
+                messages, more = messages + to_check, more or more_checks
+        return self._send(messages) and more
+
+    def _send(self, messages: Sequence[_Message]) -> bool:
+        """Whether the broker took them all."""
         for number, message in enumerate(messages):
             assert message.queue is not None
             try:
@@ -66,28 +92,59 @@ class Relay:
             if self.broker_down:
                 log.info("the broker is back")
                 self.broker_down = False
-        return len(due) == _BATCH
+        return True
 
-    def _take(self, session: Session, due: Iterable[_Message], now: datetime) -> set[int]:
+    def _checks(self, session: Session, now: datetime, nodes: Callable[[], _Known]) -> _Checks | None:
+        """What could be sent if no other replica did so; None: there are no checks, or no node has room."""
+        if not checks.any_due(session, now):
+            return None
+        out = checks.out(session, now, self.turns)
+        queues = [node_queue(node) for node in living_ids(session, self.settings)]
+        room = sum(max(0, ROOM - out.by_queue.get(queue, 0)) for queue in queues)
+        if not room:
+            return None
+        waiting = checks.waiting(session, now, min(room, _BATCH))
+        able = cache(lambda wanted: [node_queue(node) for node in demand.checkers(wanted, *nodes())])
+        found = _Checks(waiting, able)
+        return found if found.choose(out) else None
+
+    def _take_checks(self, session: Session, wanted: _Checks, now: datetime) -> tuple[list[_Message], bool]:
+        """Mark checks as sent, as many as nodes have room for; whether there may be more for them."""
+        if not checks.sends_alone(session):
+            return [], True
+        chosen = wanted.choose(checks.out(session, now, self.turns))
+        messages = [
+            _Message(check.id, VALIDATE_TASK, queue, check.job_id, check.sends) for check, queue in chosen
+        ]
+        taken = self._take(session, messages, now)
+        projects = {check.id: check.project for check, _ in chosen}
+        for turn, message in enumerate(taken, start=max(self.turns.values(), default=0) + 1):
+            self.turns[projects[message.id]] = turn
+        return taken, len(taken) < len(chosen) or len(chosen) == _BATCH
+
+    def _take(self, session: Session, due: Sequence[_Message], now: datetime) -> list[_Message]:
         """Mark messages as sent, unless another replica did or they have been settled; which were marked."""
-        groups: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        groups: dict[tuple[bool, bool, int], list[_Message]] = defaultdict(list)
         for message in due:
-            groups[message.queue is not None, message.sends].append(message.id)
+            groups[message.task == VALIDATE_TASK, message.queue is not None, message.sends].append(message)
         taken: set[int] = set()
-        for (possible, sends), ids in groups.items():
+        for (check, possible, sends), alike in groups.items():
+            ids = [message.id for message in alike]
             unchanged = Outbox.id.in_(ids), Outbox.sends == sends, Outbox.done_at.is_(None)
             pause = self._pause(sends) if possible else timedelta(seconds=self.settings.poll_s)
             free = _not_held(*unchanged, Outbox.next_send_at <= now)
             mark = update(Outbox).where(free).values(next_send_at=now + pause, sends=sends + possible)
+            if check:
+                mark = mark.values(queue=case({one.id: one.queue for one in alike}, value=Outbox.id))
             marked = session.execute(mark.returning(Outbox.id).execution_options(synchronize_session=False))
             if possible:
                 taken.update(marked.scalars())
-        return taken
+        return [message for message in due if message.id in taken]
 
     def _pause(self, sends: int) -> timedelta:
         return timedelta(seconds=min(self.settings.resend_s * 2 ** min(sends, 16), LONGEST_RESEND_S))
 
-    def _put_back(self, messages: list[_Message], error: BrokerDownError) -> None:
+    def _put_back(self, messages: Sequence[_Message], error: BrokerDownError) -> None:
         if not self.broker_down:
             log.error("cannot send to the broker, will keep trying: %s", error)
             self.broker_down = True
@@ -103,27 +160,21 @@ def _not_held(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return Outbox.id.in_(select(Outbox.id).where(*conditions).with_for_update(skip_locked=True))
 
 
-def _due(session: Session, settings: Settings, now: datetime) -> list[_Message]:
-    """Messages that are due, with the queues of nodes that can act on them; read without a lock."""
+def _due(session: Session, now: datetime, nodes: Callable[[], _Known]) -> list[_Message]:
+    """Messages that are due, besides checks, with the queues of nodes to act on them; read without a lock."""
     query = (
-        select(Outbox.id, Outbox.task, Outbox.queue, Outbox.subject, Outbox.sends, Job.demand)
-        .outerjoin(Job, (Outbox.task == VALIDATE_TASK) & (Job.id == Outbox.subject))
-        .where(Outbox.done_at.is_(None), Outbox.next_send_at <= now)
+        select(Outbox.id, Outbox.task, Outbox.queue, Outbox.subject, Outbox.sends)
+        .where(Outbox.task != VALIDATE_TASK, Outbox.done_at.is_(None), Outbox.next_send_at <= now)
         .order_by(Outbox.id)
         .limit(_BATCH)
     )
-    rows = session.execute(query).all()
-    if not rows:
-        return []
-    living, offline = inventory.known(session, living_ids(session, settings))
-    anyone = [node.id for node in living if node.closed is None]
-    able: dict[str | None, list[str]] = {None: anyone}  # by demand
-    found = []
-    for id_, task, queue, subject, sends, demanded in rows:
-        if demanded not in able:
-            able[demanded] = demand.checkers(demanded, living, offline)
-        nodes = able[demanded]
-        if queue is None and nodes:  # round robin
-            queue = node_queue(nodes[(id_ + sends) % len(nodes)])
-        found.append(_Message(id_, task, queue, subject, sends))
-    return found
+    found = [_Message(*row) for row in session.execute(query)]
+    if all(message.queue for message in found):
+        return found
+    anyone = [node_queue(node.id) for node in nodes()[0] if node.closed is None]
+    return [
+        message
+        if message.queue or not anyone
+        else replace(message, queue=anyone[(message.id + message.sends) % len(anyone)])  # round robin
+        for message in found
+    ]

@@ -88,7 +88,7 @@ class Outbox(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
     task: Mapped[str] = mapped_column(String(64))
-    queue: Mapped[str | None] = mapped_column(String(80))  # null: any live node
+    queue: Mapped[str | None] = mapped_column(String(80))  # null: any live node; of a check: the last one
     subject: Mapped[str] = mapped_column(String(48), index=True)  # id of the task's job or attempt
     sends: Mapped[int] = mapped_column(Integer, default=0)
     next_send_at: Mapped[datetime]

@@ -15,6 +15,8 @@ from sqlalchemy import select, update
 
 from powermean.cli.redis_server import valkey_program
 from powermean.contracts.names import START_TASK, VALIDATE_TASK, node_queue
+from server.cluster.check_order import ROOM
+from server.cluster.checks import KEPT
 from server.cluster.relay import Relay
 from server.cluster.scheduler import NO_CHECKER
 from server.db.models import Outbox
@@ -116,6 +118,63 @@ def test_a_check_waits_for_the_silent_node_that_alone_could_run_the_job_and_says
     let_pauses_pass(service)
     service.relay.turn()
     assert service.sender.sent == [(VALIDATE_TASK, node_queue("gpu"), job_id)]
+
+
+def sent_jobs(service: ServiceDriver) -> list[str]:
+    """What was sent since this was last asked."""
+    jobs = [subject for _, _, subject in service.sender.sent]
+    service.sender.sent.clear()
+    return jobs
+
+
+def test_projects_take_turns_with_checks_and_a_node_gets_no_more_than_it_can_soon_do(
+    service: ServiceDriver,
+):
+    service.report()
+    service.project("team-a")
+    service.project("team-b")
+    first = [service.submit(project="team-a") for _ in range(6)]
+    service.relay.turn()
+    assert sent_jobs(service) == first[:ROOM]
+    other = service.submit(project="team-b")
+    service.relay.turn()
+    assert sent_jobs(service) == []
+    woken: list[bool] = []
+    service.database.listen(lambda changed: woken.append(changed.send))
+    service.validate(first[0])
+    assert any(woken)
+    service.relay.turn()
+    assert sent_jobs(service) == [other]
+    service.person.post(f"/v1/jobs/{first[1]}/cancel")
+    service.validate(other)
+    service.relay.turn()
+    assert sent_jobs(service) == first[ROOM:]
+
+
+def test_checks_that_nobody_settles_hold_up_others_only_until_they_are_due_again(service: ServiceDriver):
+    service.report()
+    stuck = [service.submit() for _ in range(ROOM)]
+    fresh = service.submit()
+    for _ in range(KEPT):  # the node may only be slow
+        service.relay.turn()
+        assert sent_jobs(service) == stuck
+        let_pauses_pass(service)
+    with service.database.write() as session:  # all of this took an hour
+        session.execute(update(Outbox).values(created_at=database_now(session) - timedelta(hours=1)))
+    service.relay.turn()
+    assert sent_jobs(service)[0] == fresh
+
+
+def test_a_node_without_room_holds_up_no_checks_that_others_can_do(service: ServiceDriver):
+    service.report("cpu")
+    service.report("gpu", cpu_slots=0, gpus=1)
+    gpu_jobs = [service.submit(resources={"gpus": 1}) for _ in range(ROOM + 1)]
+    cpu_jobs = [service.submit() for _ in range(ROOM + 1)]
+    service.relay.turn()
+    queues = {queue: set[str]() for queue in (node_queue("cpu"), node_queue("gpu"))}
+    for _, queue, job_id in service.sender.sent:
+        queues[queue].add(job_id)
+    assert queues == {node_queue("gpu"): set(gpu_jobs[:ROOM]), node_queue("cpu"): set(cpu_jobs[:ROOM])}
 
 
 def test_an_attempt_is_sent_to_its_node_until_it_is_claimed(service: ServiceDriver):

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from powermean.contracts.api import JobState
-from powermean.contracts.names import START_TASK
+from powermean.contracts.names import START_TASK, VALIDATE_TASK
+from server.cluster.check_order import ROOM
 from server.cluster.leadership import Standing, acquire_lead, keeps_lead, leader, resign
 from server.cluster.relay import Relay
 from server.db.models import Allocation
@@ -38,9 +39,12 @@ def test_schedulers_at_once_start_each_job_once(service: ServiceDriver):
 
 
 @pytest.mark.slow
-def test_relays_at_once_send_each_message_once(service: ServiceDriver):
+def test_relays_at_once_send_each_message_once_and_no_more_checks_than_there_is_room_for(
+    service: ServiceDriver,
+):
     service.report("node-1", cpu_slots=20)
     jobs = [service.queued() for _ in range(10)]
+    unchecked = [service.submit() for _ in range(ROOM + 2)]
     service.scheduler.turn()
     senders = [RecordingSender() for _ in range(REPLICAS)]
     databases = [Database(service.settings.database_url) for _ in range(REPLICAS)]
@@ -51,6 +55,8 @@ def test_relays_at_once_send_each_message_once(service: ServiceDriver):
         list(pool.map(lambda turn: relays[turn % REPLICAS].turn(), range(REPLICAS * 3)))
     sent = Counter(subject for sender in senders for task, _, subject in sender.sent if task == START_TASK)
     assert sent == {f"{job_id}.1": 1 for job_id in jobs}
+    sent = Counter(subject for sender in senders for task, _, subject in sender.sent if task == VALIDATE_TASK)
+    assert sent == dict.fromkeys(unchecked[:ROOM], 1)
     for database in databases:
         database.close()
 
