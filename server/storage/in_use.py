@@ -47,12 +47,12 @@ def with_reasons(session: Session, storage: ProjectStorage) -> ProjectStorage:
 def _live(session: Session, jobs: set[str]) -> dict[str, str]:
     """The states of those jobs that have not ended."""
     query = select(Job.id, Job.state).where(Job.id.in_(jobs), Job.state.in_(_LIVE))
-    return dict(session.execute(query).tuples())
+    return dict(session.execute(query).all())
 
 
 def _newest_checkpoints(session: Session, jobs: set[str]) -> dict[str, int]:
     query = select(Checkpoint.job_id, func.max(Checkpoint.step)).where(Checkpoint.job_id.in_(jobs))
-    return dict(session.execute(query.group_by(Checkpoint.job_id)).tuples())
+    return dict(session.execute(query.group_by(Checkpoint.job_id)).all())
 
 
 def _replayed(session: Session, jobs: set[str]) -> set[str]:
