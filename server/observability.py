@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import redis
@@ -12,18 +12,15 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
-from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from powermean.artefacts import ArtefactError, ArtefactStore
-from powermean.contracts.api import FieldError, JobState
-from server.cluster.leadership import is_led, leader
-from server.cluster.presence import count_alive
+from powermean.contracts.api import FieldError
+from server.cluster.leadership import is_led
 from server.connections import Connections, Who
-from server.db.models import Job
 from server.db.session import Database, DatabaseMovedError
+from server.gauges import ClusterGauges
 from server.metrics.stream import EventHub
-from server.nodes import living_ids
 from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
@@ -58,7 +55,8 @@ class Observatory:
             registry=self.registry,
         )
         self._connections = connections
-        self.registry.register(_Cluster(database, events, connections, settings, me))
+        self.registry.register(ClusterGauges(database, settings, me))
+        self.registry.register(_Process(events, connections))
         self._checks: dict[str, Callable[[], str | None]] = {
             "database": lambda: _check_database(database),
             "redis": lambda: _check_redis(settings.redis_url),
@@ -108,38 +106,14 @@ class Observatory:
             return "does not answer"
 
 
-class _Cluster(Collector):
-    """Gauges from the database, read on demand."""
+class _Process(Collector):
+    """Gauges of this server process."""
 
-    def __init__(
-        self, database: Database, events: EventHub, connections: Connections, settings: Settings, me: str
-    ) -> None:
-        self._me = me
-        self._database = database
+    def __init__(self, events: EventHub, connections: Connections) -> None:
         self._events = events
         self._connections = connections
-        self._settings = settings
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        return []  # else registering would read the database
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        with self._database.read() as session:
-            states = dict(
-                session.execute(
-                    select(Job.state, func.count()).where(Job.deleted_at.is_(None)).group_by(Job.state)
-                ).all()
-            )
-            alive = len(living_ids(session, self._settings))
-            servers = count_alive(session)
-            leads = leader(session, self._settings.leader_lease_s) == self._me
-        jobs = GaugeMetricFamily("powermean_jobs", "Jobs by state.", labels=["state"])
-        for state in JobState:
-            jobs.add_metric([state], states.get(state, 0))
-        yield jobs
-        yield GaugeMetricFamily("powermean_nodes_alive", "Nodes that reported recently.", value=alive)
-        yield GaugeMetricFamily("powermean_servers_alive", "Servers that share the database.", value=servers)
-        yield GaugeMetricFamily("powermean_leads", "1 if this server schedules for all.", value=leads)
         held = GaugeMetricFamily("powermean_connections", "Open connections.", labels=["who"])
         for who in get_args(Who):
             held.add_metric([who], self._connections.count(who))

@@ -3,7 +3,8 @@
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
 is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
 docs/trajectories.md, the tree of errors in docs/architecture.md, the tables of fields in
-docs/rewards-and-data.md, the policy in docs/people.md) must match it. `--write` generates it.
+docs/rewards-and-data.md, the gauges in docs/operations.md, the policy in docs/people.md) must match it.
+`--write` generates it.
 """
 
 import ast
@@ -25,6 +26,7 @@ from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from powermean.deprecations import COMMANDS as OLD_COMMANDS
 from powermean.deprecations import FIELDS, GONE_IN, METHODS, PATHS
 from powermean.health_rules import RECENT, THRESHOLDS, WINDOW
+from server.gauges import GAUGES
 from server.identity.policy import CLUSTER_VERBS, POLICY, Verb
 from server.settings import Settings
 from worker.settings import NodeSettings
@@ -77,6 +79,7 @@ def main() -> int:
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
         "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
+        "docs/operations.md": with_gauges((ROOT / "docs/operations.md").read_text()),
         "docs/people.md": with_policy((ROOT / "docs/people.md").read_text()),
         "docs/rewards-and-data.md": with_fields((ROOT / "docs/rewards-and-data.md").read_text()),
     }
@@ -254,6 +257,15 @@ def with_policy(page: str) -> str:
     in_cluster = [verb for verb in POLICY if verb in CLUSTER_VERBS]
     lines += [f"| `{verb}` | {_granted(verb)[0]} | {_granted(verb)[3]} |" for verb in in_cluster]
     return f"{before}<!-- policy -->\n" + "\n".join(lines) + f"\n<!-- end of policy -->{after}"
+
+
+def with_gauges(page: str) -> str:
+    """The page with a table of what /metrics says of the cluster, between its two marks."""
+    start, end = "<!-- prometheus -->\n", "<!-- end of prometheus -->"
+    before, _, rest = page.partition(start)
+    lines = ["| gauge | label | meaning |", "|---|---|---|"]
+    lines += [f"| `{n}` | {f'`{g.label}`' if g.label else ''} | {g.meaning} |" for n, g in GAUGES.items()]
+    return before + start + "\n".join([*lines, end]) + rest.partition(end)[2]
 
 
 def _granted(verb: Verb) -> list[str]:
