@@ -59,11 +59,20 @@ def test_show_tells_a_jobs_line(server: ScriptedServer) -> None:
     fork = {"job": "job-c", "name": "further", "state": "running", "step": 4}
     lines = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
     lines |= {"project": "vision", "created_by": "person-ada", "preemptions": 1}
+    spec = {**job().model_dump(mode="json")["spec"], "checkpoints": {"best": "eval/reward"}}
+    spec["evaluation"] = {"every": 1}
+    lines |= {"held_out_before": 0.25, "held_out": 0.5, "spec": spec}
+    at = {"attempt": 1, "size": 1, "created_at": "2026-01-01T00:00:00Z", "metric": "eval/reward"}
+    kept = [at | {"step": 3, "value": 0.75, "best": True}, at | {"step": 4, "value": 0.5}]
+    server.on("GET /v1/jobs/job-a/checkpoints", Answer(body=json.dumps({"items": kept}).encode()))
     server.on("GET /v1/jobs/job-a", body(JobState.FINISHED, **lines))
     said = powermean("show", "job-a").output
     assert "forked from job-b\n" in said
     assert "forked by job-c  further (running), from step 4\n" in said
     assert "\nproject vision, submitted 20" in said
+    assert "\nheld-out reward 0.25 -> 0.50 (at most 128 problems)\n" in said
+    assert "\nbest checkpoint: step 3, eval/reward 0.7500\n" in said
+    assert said.count("best checkpoint") == 1
     assert " by person-ada\npriority normal, gave way 1 time\n" in said
 
 
