@@ -37,6 +37,38 @@ SETTINGS: dict[str, type[BaseSettings]] = {
     "A node (`python -m worker` and what it starts)": NodeSettings,
 }
 
+CLIENT = {  # name -> default and meaning
+    "POWERMEAN_SERVER": (
+        "unset",
+        "Name of a server that `powermean login` saved, as in `powermean --server NAME`. Used before "
+        "`POWERMEAN_URL`.",
+    ),
+    "POWERMEAN_URL": (
+        "found on this machine",
+        "Address of the server; `powermean.Client(url=...)` is used before it. Without one, the service of "
+        "`powermean up` in this folder is used, then the server signed in to last, then the only service "
+        "that this user runs.",
+    ),
+    "POWERMEAN_API_KEY": (
+        "the one saved for the server",
+        "Key to sign requests with; not for a server named by `POWERMEAN_SERVER`, which has its own. "
+        "`powermean.Client(key=...)` is used before it.",
+    ),
+    "POWERMEAN_HOME": (
+        "`.powermean`",
+        "Folder of the service of `powermean up`: database, keys, artefacts, logs. If set, no other service "
+        "is looked for on this machine.",
+    ),
+    "POWERMEAN_MODEL_ROOTS": (
+        "unset",
+        "Folders by colons, for `powermean validate` and other commands that look for the model of a spec "
+        "(`model.folder`) here; the node's setting.",
+    ),
+    "XDG_CONFIG_HOME": ("`~/.config`", "`powermean/servers.json` in it has the servers signed in to."),
+    "XDG_STATE_HOME": ("`~/.local/state`", "`powermean` in it lists the services that this user runs here."),
+    "NO_COLOR": ("unset", "Any value: plain lines, without colours and live displays."),
+}
+
 TRAJECTORIES: dict[str, type[BaseModel]] = {
     "A trajectory": TrajectoryRow,
     "What one optimiser step saw of it": TrajectoryUpdate,
@@ -87,6 +119,7 @@ def main() -> int:
         for name, text in written.items():
             (ROOT / name).write_text(text)
     problems = [*broken_links(), *stale(written), *unknown_commands()]
+    problems += unknown_variables(written["docs/settings.md"])
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"docs: {len(pages())} pages, {len(problems)} problems")
@@ -125,7 +158,20 @@ def settings_page() -> str:
         for name, field in settings.model_fields.items():
             default = "required" if field.is_required() else f"`{shown(field.default)}`"
             lines.append(f"| `{(prefix + name).upper()}` | {default} | {field.description} |")
+    title = "The command line and `powermean.Client`"
+    lines += ["", f"## {title}", "", "| variable | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in CLIENT.items()]
     return "\n".join(lines) + "\n"
+
+
+def unknown_variables(page: str) -> Iterator[str]:
+    """Environment variables that the code reads by name and the page of settings lacks."""
+    for room in ("powermean", "server", "worker", "trainer", "rollout", "dashboard"):
+        ours = "" if room == "powermean" else "POWERMEAN_"
+        for file in sorted((ROOT / room).rglob("*.py")):
+            for name in re.findall(rf'environ\.get\(\s*"({ours}[A-Z_]+)"', file.read_text()):
+                if f"| `{name}` |" not in page:
+                    yield f"docs/settings.md: {file.relative_to(ROOT)} reads {name}, which is not there"
 
 
 def shown(default: object) -> str:
