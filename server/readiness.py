@@ -20,9 +20,7 @@ from server.settings import Settings
 
 CHECK_TIMEOUT_S = 2.0
 CHECKS_TIMEOUT_S = 5.0  # of one part, whatever it does
-PATIENCE_S = (
-    0.5  # of callers with a part that is not vital: some proxies wait for an answer for a second only
-)
+PATIENCE_S = 0.5  # of callers with a part that is not vital: some proxies wait no longer than a second
 LEADER_WITHIN_S = 1.0
 READINESS_S = 2.0  # for how long an answer holds
 

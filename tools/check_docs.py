@@ -3,7 +3,8 @@
 Relative links must lead somewhere, `make` targets and `powermean` commands in the docs must exist, and what
 is generated from the code (docs/deprecations.md, docs/health.md, docs/metrics.md, docs/settings.md,
 docs/trajectories.md, the tree of errors in docs/architecture.md, the tables of fields in
-docs/rewards-and-data.md, the policy in docs/people.md) must match it. `--write` generates it.
+docs/rewards-and-data.md, the gauges in docs/operations.md, the policy in docs/people.md) must match it.
+`--write` generates it.
 """
 
 import ast
@@ -25,6 +26,7 @@ from powermean.contracts.trajectories import TrajectoryRow, TrajectoryUpdate
 from powermean.deprecations import COMMANDS as OLD_COMMANDS
 from powermean.deprecations import FIELDS, GONE_IN, METHODS, PATHS
 from powermean.health_rules import RECENT, THRESHOLDS, WINDOW
+from server.gauges import GAUGES
 from server.identity.policy import CLUSTER_VERBS, POLICY, Verb
 from server.settings import Settings
 from worker.settings import NodeSettings
@@ -33,6 +35,38 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, type[BaseSettings]] = {
     "The server (`python -m server`)": Settings,
     "A node (`python -m worker` and what it starts)": NodeSettings,
+}
+
+CLIENT = {  # name -> default and meaning
+    "POWERMEAN_SERVER": (
+        "unset",
+        "Name of a server that `powermean login` saved, as in `powermean --server NAME`. Used before "
+        "`POWERMEAN_URL`.",
+    ),
+    "POWERMEAN_URL": (
+        "found on this machine",
+        "Address of the server; `powermean.Client(url=...)` is used before it. Without one, the service of "
+        "`powermean up` in this folder is used, then the server signed in to last, then the only service "
+        "that this user runs.",
+    ),
+    "POWERMEAN_API_KEY": (
+        "the one saved for the server",
+        "Key to sign requests with; not for a server named by `POWERMEAN_SERVER`, which has its own. "
+        "`powermean.Client(key=...)` is used before it.",
+    ),
+    "POWERMEAN_HOME": (
+        "`.powermean`",
+        "Folder of the service of `powermean up`: database, keys, artefacts, logs. If set, no other service "
+        "is looked for on this machine.",
+    ),
+    "POWERMEAN_MODEL_ROOTS": (
+        "unset",
+        "Folders by colons, for `powermean validate` and other commands that look for the model of a spec "
+        "(`model.folder`) here; the node's setting.",
+    ),
+    "XDG_CONFIG_HOME": ("`~/.config`", "`powermean/servers.json` in it has the servers signed in to."),
+    "XDG_STATE_HOME": ("`~/.local/state`", "`powermean` in it lists the services that this user runs here."),
+    "NO_COLOR": ("unset", "Any value: plain lines, without colours and live displays."),
 }
 
 TRAJECTORIES: dict[str, type[BaseModel]] = {
@@ -77,6 +111,7 @@ def main() -> int:
         "docs/settings.md": settings_page(),
         "docs/trajectories.md": trajectories_page(),
         "docs/architecture.md": with_error_tree((ROOT / "docs/architecture.md").read_text()),
+        "docs/operations.md": with_gauges((ROOT / "docs/operations.md").read_text()),
         "docs/people.md": with_policy((ROOT / "docs/people.md").read_text()),
         "docs/rewards-and-data.md": with_fields((ROOT / "docs/rewards-and-data.md").read_text()),
     }
@@ -84,6 +119,7 @@ def main() -> int:
         for name, text in written.items():
             (ROOT / name).write_text(text)
     problems = [*broken_links(), *stale(written), *unknown_commands()]
+    problems += unknown_variables(written["docs/settings.md"])
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"docs: {len(pages())} pages, {len(problems)} problems")
@@ -122,7 +158,20 @@ def settings_page() -> str:
         for name, field in settings.model_fields.items():
             default = "required" if field.is_required() else f"`{shown(field.default)}`"
             lines.append(f"| `{(prefix + name).upper()}` | {default} | {field.description} |")
+    title = "The command line and `powermean.Client`"
+    lines += ["", f"## {title}", "", "| variable | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {default} | {meaning} |" for name, (default, meaning) in CLIENT.items()]
     return "\n".join(lines) + "\n"
+
+
+def unknown_variables(page: str) -> Iterator[str]:
+    """Environment variables that the code reads by name and the page of settings lacks."""
+    for room in ("powermean", "server", "worker", "trainer", "rollout", "dashboard"):
+        ours = "" if room == "powermean" else "POWERMEAN_"
+        for file in sorted((ROOT / room).rglob("*.py")):
+            for name in re.findall(rf'environ\.get\(\s*"({ours}[A-Z_]+)"', file.read_text()):
+                if f"| `{name}` |" not in page:
+                    yield f"docs/settings.md: {file.relative_to(ROOT)} reads {name}, which is not there"
 
 
 def shown(default: object) -> str:
@@ -254,6 +303,15 @@ def with_policy(page: str) -> str:
     in_cluster = [verb for verb in POLICY if verb in CLUSTER_VERBS]
     lines += [f"| `{verb}` | {_granted(verb)[0]} | {_granted(verb)[3]} |" for verb in in_cluster]
     return f"{before}<!-- policy -->\n" + "\n".join(lines) + f"\n<!-- end of policy -->{after}"
+
+
+def with_gauges(page: str) -> str:
+    """The page with a table of what /metrics says of the cluster, between its two marks."""
+    start, end = "<!-- prometheus -->\n", "<!-- end of prometheus -->"
+    before, _, rest = page.partition(start)
+    lines = ["| gauge | label | meaning |", "|---|---|---|"]
+    lines += [f"| `{n}` | {f'`{g.label}`' if g.label else ''} | {g.meaning} |" for n, g in GAUGES.items()]
+    return before + start + "\n".join([*lines, end]) + rest.partition(end)[2]
 
 
 def _granted(verb: Verb) -> list[str]:

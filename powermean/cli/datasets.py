@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from powermean.calls import ApiError
 from powermean.cli.choosing import newest
 from powermean.cli.progress import local_time
 from powermean.cli.style import PLAIN
 from powermean.cli.terminal import AsJson, connected, counted, note, say, say_json, say_table
-from powermean.contracts.api import DatasetList
+from powermean.contracts.api import DatasetList, FieldError
 
 datasets = typer.Typer(help="JSONL datasets for jobs with `data.kind: jsonl`.", no_args_is_help=True, **PLAIN)
 
@@ -30,11 +31,29 @@ def upload(
     Example: powermean datasets upload questions.jsonl --name questions
     """
     with connected() as client:
-        dataset = client.upload_dataset(file, name, project)
+        try:
+            dataset = client.upload_dataset(file, name, project)
+        except ApiError as error:
+            raise _of_file(error, file) from error
     if json_:
         say_json(dataset)
     else:
         say(f"{dataset.id}  {counted(dataset.rows, 'row')}, fields: {', '.join(dataset.fields)}")
+
+
+def _of_file(error: ApiError, file: Path) -> ApiError:
+    """The error with the file's name where the server has the form's field or a line."""
+
+    def named(one: FieldError) -> FieldError:
+        if one.path != "file" and not one.path.startswith("line "):
+            return one
+        return one.model_copy(update={"path": str(file) if one.path == "file" else f"{file}, {one.path}"})
+
+    fields = tuple(map(named, error.body.fields))
+    if fields == error.body.fields:
+        return error
+    message = f"{fields[0].path}: {fields[0].message}"
+    return ApiError(error.status, error.body.model_copy(update={"message": message, "fields": fields}))
 
 
 @datasets.command("list")

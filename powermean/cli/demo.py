@@ -38,7 +38,8 @@ def demo(
 ) -> None:
     """Train a real model with PMPO on this machine and watch it.
 
-    Starts the service, submits the spec over REST, shows progress, and reports accuracy before and after.
+    Starts the service, submits the spec over REST, shows progress, and reports the held-out reward before
+    and after.
 
     Example: powermean demo --seed 1 --keep
     """
@@ -113,7 +114,7 @@ def summarise(service: Embedded, client: Client, run: Run, seconds: float) -> No
     late = run.minibatches + 1
     say("")
     say(
-        f"Held-out accuracy: {number(job.result.reward_before)} before, {number(job.result.reward_after)} "
+        f"Held-out reward: {number(job.result.reward_before)} before, {number(job.result.reward_after)} "
         f"after {counted(job.result.steps, 'step')}."
     )
     say(

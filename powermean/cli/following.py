@@ -14,7 +14,7 @@ from rich.text import Text
 
 from powermean.calls import ApiError, ServerUnreachableError
 from powermean.cli.progress import SHOWN, Run, clock, number, percent, step_line
-from powermean.cli.terminal import is_live, output, say, shown, table
+from powermean.cli.terminal import counted, is_live, output, say, shown, table
 from powermean.client import Client
 from powermean.contracts.api import Event, Job, JobState
 from powermean.contracts.health import Level
@@ -119,7 +119,7 @@ def _follow_lines(client: Client, run: Run) -> None:
         for step in run.new_steps():
             say(step_line(run, step))
         for step, value in run.new_evaluations():
-            say(f"held-out accuracy {number(value)} after step {step}")
+            say(held_out(f"{number(value)} after step {step}", run.problems))
         for finding in run.new_findings():
             say(sentence(finding))
         phase = headline(run)
@@ -137,6 +137,11 @@ def _follow_live(client: Client, run: Run) -> None:
     with Live(console=console, refresh_per_second=8, transient=False) as live:
         for _ in ticks(client, run):
             live.update(_display(run, spinner, time.monotonic() - started, console.width))
+
+
+def held_out(values: str, problems: int | None) -> str:
+    """Values of `eval/reward`, by the name that pages have for it, and how many problems are behind each."""
+    return f"held-out reward {values}" + (f" (at most {counted(problems, 'problem')})" if problems else "")
 
 
 def headline(run: Run) -> str:
@@ -160,7 +165,7 @@ def _display(run: Run, spinner: Spinner, elapsed: float, width: int) -> Group:
     parts: list[Table | Spinner | Text] = [bar]
     if run.evaluations:
         points = "  ".join(f"{number(value)} after step {step}" for step, value in run.evaluations)
-        parts.append(Text(f"held-out accuracy: {points}"))
+        parts.append(Text(held_out(points, run.problems)))
     if run.steps:
         parts.append(_table(run, width))
     if run.health:

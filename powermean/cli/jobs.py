@@ -1,6 +1,7 @@
 """Commands about jobs."""
 
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from powermean.calls import ApiError
 from powermean.cli.choosing import ChosenJob, job_id, newest
 from powermean.cli.described import check_on, load_cluster
-from powermean.cli.following import follow
+from powermean.cli.following import follow, held_out
 from powermean.cli.models import download_model
 from powermean.cli.progress import local_time, number
 from powermean.cli.specs import check_model, load_spec, located
@@ -26,7 +27,7 @@ from powermean.cli.terminal import (
     say_table,
 )
 from powermean.client import Client
-from powermean.contracts.api import AttemptNode, Job, JobPage, JobState, JobSummary
+from powermean.contracts.api import AttemptNode, CheckpointView, Job, JobPage, JobState, JobSummary
 from powermean.home import Home
 from powermean.spec_files import SpecFileError, read_file
 from powermean.spec_yaml import to_yaml, with_project
@@ -171,10 +172,12 @@ def show(job: ChosenJob, json_: AsJson = False) -> None:
     with connected() as client:
         found = client.get_job(job_id(client, job))
         spec = client.job_text(found.id).text if found.spec is None else to_yaml(found.spec)
+        has_best = found.spec is not None and found.spec.checkpoints.best is not None
+        kept = client.checkpoints(found.id).items if has_best and not json_ else ()
     if json_:
         say_json(found)
         return
-    say("\n".join(described(found)))
+    say("\n".join(described(found, kept)))
     say(f"\n{spec}", end="" if spec.endswith("\n") else "\n")
 
 
@@ -185,7 +188,7 @@ def _how(node: AttemptNode) -> str:
     return node.outcome or ("not claimed" if node.claimed_at is None else "claimed")
 
 
-def described(job: Job) -> list[str]:
+def described(job: Job, kept: Iterable[CheckpointView] = ()) -> list[str]:
     lines = [
         f"{job.id}  {job.name}",
         f"{job.state}" + (f": {job.phase}" if job.phase else ""),
@@ -216,9 +219,16 @@ def described(job: Job) -> list[str]:
             freed = f", freed {local_time(attempt.freed_at)}" if attempt.freed_at else ""
             told = "" if attempt.ended_at else f" ({attempt.order_reason})"
             lines.append(f"  ordered to stop {local_time(attempt.ordered_at)}{told}{freed}")
+    before, after = job.held_out_before, job.held_out
     if job.result:
-        before, after = number(job.result.reward_before), number(job.result.reward_after)
-        lines.append(f"held-out reward {before} -> {after}; model: powermean download {job.id}")
+        before, after = job.result.reward_before, job.result.reward_after
+    if after is not None:
+        problems = job.spec.evaluation.problems if job.spec else None
+        lines.append(held_out(f"{number(before)} -> {number(after)}", problems))
+    lines += [
+        f"best checkpoint: step {one.step}, {one.metric} {number(one.value, 4)}" for one in kept if one.best
+    ]
+    lines += [f"model: powermean download {job.id}"] if job.result else []
     return lines
 
 

@@ -32,6 +32,7 @@ class Run:
 
     job: JobSummary
     minibatches: int
+    problems: int | None  # the most that an evaluation has
     values: dict[tuple[int, int], dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     announced: int = 0  # the last step that has been shown
     evaluated: int = -1  # the last evaluation that has been shown
@@ -40,7 +41,8 @@ class Run:
 
     @classmethod
     def of(cls, job: Job) -> "Run":
-        return cls(job, job.spec.training.minibatches if job.spec else 1)
+        spec = job.spec
+        return cls(job, spec.training.minibatches if spec else 1, spec.evaluation.problems if spec else None)
 
     def add(self, rows: Iterable[MetricRow]) -> None:
         for row in rows:

@@ -4,6 +4,7 @@ A worker refuses a field that it doesn't know. So fields that came later are lef
 while they have their defaults, and a job that sets one of them runs only on nodes that know it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from powermean.contracts.attempts import ClaimWithSecrets, HeartbeatReply, ValidationWithSecrets
@@ -14,10 +15,10 @@ from powermean.contracts.replays import ReplayTask
 FIRST = 1  # of workers that report none
 NEWEST = 2  # of this version
 
-_OBJECTIVE = {"entropy_coefficient": 2, "kl_horizon": 2, "kl_target": 2}
+OF_OBJECTIVES = {"entropy_coefficient": 2, "kl_horizon": 2, "kl_target": 2}
 # Fields of a spec, each with the revision that brought it. A new field goes here, with a new revision if the
 # newest one has been released.
-OF_SPECS = {f"algorithm.{name}": revision for name, revision in _OBJECTIVE.items()} | {
+OF_SPECS = {f"algorithm.{name}": revision for name, revision in OF_OBJECTIVES.items()} | {
     "checkpoints.best": 2,
     "checkpoints.best_is": 2,
     "model.from": 2,
@@ -35,7 +36,7 @@ _LATER: dict[type[Contract], tuple[str, ...]] = {  # by answer
     HeartbeatReply: ("members",),
     ClaimWithSecrets: ("claim.node_rank", "claim.origin", *(f"claim.spec.{path}" for path in OF_SPECS)),
     ValidationWithSecrets: ("task.origin", *(f"task.spec.{path}" for path in OF_SPECS)),
-    ReplayTask: tuple(f"{part}.{name}" for part in ("recorded", "algorithm") for name in _OBJECTIVE),
+    ReplayTask: tuple(f"{part}.{name}" for part in ("recorded", "algorithm") for name in OF_OBJECTIVES),
 }
 
 
@@ -47,9 +48,14 @@ def needed(spec: JobSpec) -> int:
 
 def for_workers(answer: Contract) -> dict[str, Any]:
     """The answer as JSON, without later fields that have their defaults."""
-    said = answer.model_dump(mode="json")
-    given = answer.model_dump(mode="json", exclude_defaults=True)
-    for path in _LATER[type(answer)]:
+    return without_later(answer, _LATER[type(answer)])
+
+
+def without_later(whole: Contract, later: Iterable[str]) -> dict[str, Any]:
+    """As JSON, as versions before these fields have it: without those that have their defaults."""
+    said = whole.model_dump(mode="json")
+    given = whole.model_dump(mode="json", exclude_defaults=True)
+    for path in later:
         *parents, name = path.split(".")
         part = said
         for parent in parents:

@@ -18,6 +18,7 @@ from powermean.contracts.data import JsonlSource
 from powermean.contracts.job import JobSpec
 from powermean.contracts.jsonl import TemplateError, template_fields
 from powermean.contracts.names import VALIDATE_TASK
+from powermean.contracts.revisions import OF_SPECS, without_later
 from powermean.spec_yaml import to_yaml
 from server import outbox
 from server.db.inserts import insert_new
@@ -40,7 +41,7 @@ from server.jobs.states import (
     state_of,
     summary_data,
 )
-from server.jobs.stored_spec import readable
+from server.jobs.stored_spec import is_same, readable
 from server.jobs.views import job_view, runnable_spec
 from server.usage import check_room, storage_limit
 from server.vault.secrets import check as check_secrets
@@ -89,7 +90,7 @@ def submit(
     job = Job(**row)  # not the session's: for the views
     if not insert_new(session, Job, row, unique=ONE_OF_A_KEY):
         earlier = repository.job_by_idempotency_key(session, caller.person_id, project, idempotency_key or "")
-        return _repeated(session, earlier, job)
+        return _repeated(session, earlier, spec, text)
     if not has_room and storage_limit(session, project) is not None:
         raise RoomUnknownError
     origin = forks.resolve(session, spec, project)
@@ -119,13 +120,13 @@ def new_row(
     person_id: str, project: str, spec: JobSpec, text: str, idempotency_key: str | None, now: datetime
 ) -> dict[str, Any]:
     """The columns of a job that is submitted now."""
-    data = spec.model_dump(mode="json")
+    asked = json.dumps(without_later(spec, OF_SPECS), sort_keys=True)
     return {
         "id": repository.new_job_id(),
         "name": spec.name,
         "project_id": project,
         "state": JobState.VALIDATING,
-        "spec": data,
+        "spec": spec.model_dump(mode="json"),
         "spec_text": text,
         "demand": demand_of(spec),
         "priority": spec.priority,
@@ -141,14 +142,14 @@ def new_row(
         "pause_requested": False,
         "preemptions": 0,
         "idempotency_key": idempotency_key,
-        "spec_sha256": hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest(),
+        "spec_sha256": hashlib.sha256(asked.encode()).hexdigest(),  # servers of 0.1.0 compare it
         "created_by": person_id,
         "created_at": now,
     }
 
 
-def _repeated(session: ScopedSession, earlier: Job, job: Job) -> Submitted:
-    if earlier.spec_sha256 != job.spec_sha256:
+def _repeated(session: ScopedSession, earlier: Job, spec: JobSpec, text: str) -> Submitted:
+    if not is_same(earlier.spec, earlier.spec_text, spec, text):
         raise ConflictError(
             f"the Idempotency-Key was used for job {earlier.id} with a different spec",
             remedy="Use a new key for a different spec.",

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from powermean.contracts.api import FieldError
 from powermean.contracts.job import JobSpec
 from powermean.field_errors import field_errors
+from powermean.spec_yaml import SpecTextError, read_spec
 from server.errors import ConflictError
 
 C = TypeVar("C", bound=BaseModel)
@@ -85,6 +86,24 @@ def _beside(at_default: list[str], wrong: FieldError, left_out: str) -> FieldErr
         return FieldError(path=left_out, message=f"all of it is left out, since {wrong.path} has no default")
     said = f"with the default of {', '.join(at_default)}: {wrong.message}"
     return wrong.model_copy(update={"message": said})
+
+
+def is_same(stored: Mapping[str, Any], stored_text: str | None, spec: JobSpec, text: str) -> bool:
+    """Whether the stored spec is what this one asks for, whichever version stored it.
+
+    A field that the other version lacked has its default. One that this version lacks is in the stored spec,
+    but not in the text.
+    """
+    if readable(stored, JobSpec) == (spec, ()):
+        return True
+    return stored_text is not None and _written(stored_text) == _written(text)
+
+
+def _written(text: str) -> object:
+    try:
+        return read_spec(text).fields
+    except SpecTextError:  # what came as JSON may be longer than a text may be
+        return text
 
 
 def most_restarts(given: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from powermean.contracts.attempts import JobError
 from powermean.contracts.names import REPLAY_TASK
 from powermean.contracts.replays import Replay as ReplayView
 from powermean.contracts.replays import ReplayOutcome, ReplayRequest, ReplayState, ReplayTask
+from powermean.contracts.revisions import OF_OBJECTIVES, without_later
 from server import outbox
 from server.db.models import Replay
 from server.db.scoped import ScopedSession
@@ -57,15 +58,16 @@ def ask(
     """
     job = lock_job(session, job_id)  # nobody deletes it meanwhile
     attempt = _attempt_of(session, job_id, request.step)
-    algorithm = replayed_algorithm(job.spec, request).model_dump(mode="json")
-    digest = hashlib.sha256(json.dumps(algorithm, sort_keys=True).encode()).hexdigest()
+    algorithm = replayed_algorithm(job.spec, request)
+    computed = json.dumps(without_later(algorithm, OF_OBJECTIVES), sort_keys=True)
+    digest = hashlib.sha256(computed.encode()).hexdigest()
     now = database_now(session)
     made = Replay(
         id=f"replay-{secrets.token_hex(10)}",
         job_id=job_id,
         step=request.step,
         attempt=attempt,
-        algorithm=algorithm,
+        algorithm=algorithm.model_dump(mode="json"),
         digest=digest,
         state=ReplayState.WAITING,
         created_by=person_id,

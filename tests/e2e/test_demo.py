@@ -39,7 +39,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def accuracies(output: str) -> tuple[float, float]:
-    found = re.search(r"Held-out accuracy: ([\d.]+) before, ([\d.]+) after", output)
+    found = re.search(r"Held-out reward: ([\d.]+) before, ([\d.]+) after", output)
     assert found, output[-3000:]
     return float(found[1]), float(found[2])
 

@@ -59,12 +59,32 @@ def test_show_tells_a_jobs_line(server: ScriptedServer) -> None:
     fork = {"job": "job-c", "name": "further", "state": "running", "step": 4}
     lines = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
     lines |= {"project": "vision", "created_by": "person-ada", "preemptions": 1}
+    spec = {**job().model_dump(mode="json")["spec"], "checkpoints": {"best": "eval/reward", "every": 1}}
+    spec["evaluation"] = {"every": 1}
+    lines |= {"held_out_before": 0.25, "held_out": 0.5, "spec": spec}
+    at = {"attempt": 1, "size": 1, "created_at": "2026-01-01T00:00:00Z", "metric": "eval/reward"}
+    kept = [at | {"step": 3, "value": 0.75, "best": True}, at | {"step": 4, "value": 0.5}]
+    server.on("GET /v1/jobs/job-a/checkpoints", Answer(body=json.dumps({"items": kept}).encode()))
     server.on("GET /v1/jobs/job-a", body(JobState.FINISHED, **lines))
     said = powermean("show", "job-a").output
     assert "forked from job-b\n" in said
     assert "forked by job-c  further (running), from step 4\n" in said
     assert "\nproject vision, submitted 20" in said
+    assert "\nheld-out reward 0.25 -> 0.50 (at most 128 problems)\n" in said
+    assert "\nbest checkpoint: step 3, eval/reward 0.7500\n" in said
+    assert said.count("best checkpoint") == 1
     assert " by person-ada\npriority normal, gave way 1 time\n" in said
+
+
+def test_what_is_wrong_with_an_uploaded_file_names_it(server: ScriptedServer, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    cases = {"file": f"{rows}: why", "line 7": f"{rows}, line 7: why", "name": "name: why"}
+    for path in cases:
+        error = {"code": "invalid", "message": f"{path}: why", "fields": [{"path": path, "message": "why"}]}
+        server.on("POST /v1/datasets", Answer(422, json.dumps({"error": error}).encode()))
+    for named in cases.values():
+        assert powermean("datasets", "upload", str(rows)).stderr == f"powermean: {named}\n"
 
 
 def test_a_failed_jobs_field_is_named_once(server: ScriptedServer) -> None:

@@ -59,7 +59,7 @@ def test_in_a_file_every_step_is_a_line(client: Client, capsys: pytest.CaptureFi
     ]
     assert "p 0.900" in steps[1]
     assert lines.index("queued: restarting (1 of 3): Rank 1 was killed by SIGKILL.") < lines.index(steps[1])
-    assert "held-out accuracy 0.50 after step 2" in lines
+    assert "held-out reward 0.50 after step 2 (at most 128 problems)" in lines
     assert lines[-2:] == [
         "bad: 95 % of groups had equal rewards.",
         "watch: 12 % of tokens [b]\\u001b[5mclipped. Lower x.",
@@ -78,7 +78,7 @@ def test_on_a_terminal_the_table_ends_complete(client: Client, monkeypatch: pyte
     screen = terminal(monkeypatch, 120)
     follow(client, job())
     last = screen.getvalue().rpartition("step 2/2")[2]
-    assert "held-out accuracy: 0.50 after step 2" in last
+    assert "held-out reward 0.50 after step 2 (at most 128 problems)" in last
     assert "0.900" in last
     assert "bad: 95 % of groups had equal rewards." in last
     assert "watch: 12 % of tokens [b]\\u001b[5mclipped. Lower x." in last

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from alembic.command import downgrade
+from pydantic import create_model
 from sqlalchemy import text
 
 from powermean.artefacts import ArtefactStore
@@ -145,6 +146,9 @@ def test_backups_of_other_versions(backups: Backups) -> None:
         with pytest.raises(error, match=said):
             backups.restore(backup)
     assert not backups.home().folder.exists()
+    (backup / MANIFEST).write_text(made.model_dump_json())
+    with_another_field = create_model("ManifestOfALaterVersion", __base__=Manifest, later=(str, ""))
+    assert with_another_field.read(backup).files == made.files
 
 
 def test_a_backup_of_an_older_version_is_migrated(backups: Backups) -> None:

@@ -1,10 +1,13 @@
 """A spec that a version with other rules has stored: its job is shown, not run, and loses nothing by it."""
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
 from powermean.contracts.job import JobSpec
+from powermean.contracts.revisions import OF_SPECS, without_later
 from server.db.models import Job
 from server.jobs.stored_spec import readable
 from server.storage.retention import apply_retention
@@ -205,6 +208,42 @@ def test_a_fork_goes_on_unless_it_needs_what_is_refused(service: ServiceDriver) 
     unnamed = error_of(forked(job_id))
     assert f"{job_id}: model.name: " in unnamed["message"]
     assert unnamed["remedy"] == "Give another model."
+
+
+@pytest.mark.parametrize("how", ["", "/text"])
+def test_a_submit_is_repeated_to_a_server_of_another_version(service: ServiceDriver, how: str) -> None:
+    def submit(status: int, path: str = how, **changes: Any) -> str:
+        spec = example_spec(**changes)
+        body = {"text": json.dumps(spec)} if path else spec
+        answer = service.person.post(f"/v1/jobs{path}", json=body, headers={"Idempotency-Key": "once"})
+        assert answer.status_code == status, answer.text
+        return str(answer.json().get("id"))
+
+    def stored(path: str, value: object) -> None:
+        """As another version stores the spec and its sha256: with this field, or without it if None."""
+        part, name = path.split(".")
+        with service.database.write() as session:
+            job = session.get_one(Job, job_id)
+            whole = JobSpec.model_validate(example_spec()).model_dump(mode="json")
+            whole[part] = {
+                key: each for key, each in (whole[part] | {name: value}).items() if each is not None
+            }
+            job.spec, job.spec_sha256 = whole, "of another version"
+
+    job_id = submit(202)
+    with service.database.read() as session:
+        said = session.get_one(Job, job_id).spec_sha256
+    known = without_later(JobSpec.model_validate(example_spec()), OF_SPECS)
+    assert said == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(), "as 0.1.0 has it"
+    for path, value in (("training.parallel", None), ("training.of_a_later_one", 1), ("optimizer.eps", 1e-4)):
+        stored(path, value)
+        assert submit(200) == job_id, path
+        assert submit(200, "/text") == job_id, "written in another way"
+        submit(409, seed=1)
+    stored("resources.nodes", None)
+    with service.database.write() as session:
+        session.get_one(Job, job_id).spec_text = None  # from before texts were kept
+    assert submit(200) == job_id
 
 
 @pytest.mark.slow
