@@ -57,7 +57,7 @@ def test_the_servers_are_listed_with_who_leads(server: ScriptedServer) -> None:
 
 def test_show_tells_a_jobs_line(server: ScriptedServer) -> None:
     fork = {"job": "job-c", "name": "further", "state": "running", "step": 4}
-    lines = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
+    lines: dict[str, Any] = {"forked_from": {"job": "job-b", "step": None}, "forks": (fork,)}
     lines |= {"project": "vision", "created_by": "person-ada", "preemptions": 1}
     spec = {**job().model_dump(mode="json")["spec"], "checkpoints": {"best": "eval/reward", "every": 1}}
     spec["evaluation"] = {"every": 1}
