@@ -95,7 +95,7 @@ class OptimizerSpec(Contract):
 
 
 class EvaluationSpec(Contract):
-    """Held-out accuracy: the mean reward of one sampled completion per held-out problem."""
+    """Held-out reward: the mean reward of one sampled completion per held-out problem."""
 
     every: StrictInt = Field(
         10, ge=0, le=1_000_000, description="Steps between evaluations; 0 only before and after."
